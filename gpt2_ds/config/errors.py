@@ -1,0 +1,90 @@
+"""The one way this project tells a user that what they gave is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_RUN_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_PREEMPTED = 75
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake, in the form *file: key: what, with the values. The fix.*
+
+    Args:
+        where: the file, then the key if there is one, joined by ": "
+            (`recipes/x.yaml: model.n_head`).
+        what: what is wrong, with the values.
+        fix: what to type or change instead; a full sentence.
+    """
+
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what.rstrip('.')}. {self.fix}"
+
+
+class UserError(Exception):
+    """The user's input is wrong; the run has not started. Exit code 2, no traceback.
+
+    Args:
+        faults: every mistake found, so that all can be mended at once.
+    """
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+class RunError(Exception):
+    """The run itself failed in a way that is understood. Exit code 1, no traceback."""
+
+
+def user_error(where: str, what: str, fix: str) -> UserError:
+    """A `UserError` with a single fault."""
+    return UserError(Fault(where, what, fix))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The clause that names the known word closest to `name`, or lists all of them.
+
+    >>> nearest("n_haed", ["n_head", "n_layer"])
+    'Did you mean n_head?'
+    >>> nearest("zzz", ["b", "a"])
+    'Known here: a, b.'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}."
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Run one command of `launch/`; print a user's mistake without a traceback.
+
+    Under a launcher every rank finds the same mistake; rank 0 alone prints it.
+
+    Args:
+        command: does the work and returns the exit code.
+
+    Returns:
+        The command's own code, 2 after a `UserError`, 1 after a `RunError`.
+    """
+    try:
+        return command()
+    except UserError as error:
+        lines, code = [str(fault) for fault in error.faults], EXIT_WRONG_INPUT
+    except RunError as error:
+        lines, code = [str(error)], EXIT_RUN_FAILED
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr, flush=True)
+    return code

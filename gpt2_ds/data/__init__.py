@@ -1,0 +1,1 @@
+"""What a run reads: tokenizers, shards, the order of samples, the loader."""
