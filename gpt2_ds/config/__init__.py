@@ -1,1 +1,1 @@
-"""What a run is: the recipe, the template, and every number that follows from them. No torch here."""
+"""What a run is: recipe, template, and every number that follows from them. Never imports torch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run one command of `launch/`; print a user's mistake without a traceback.
 
-    Under a launcher every rank finds the same mistake; rank 0 alone prints it.
+    Under a launcher every rank finds the same mistake; rank 0 alone prints it. The others wait a
+    little before they end, for a launcher that sees one rank end kills the rest at once.
 
     Args:
         command: does the work and returns the exit code.
@@ -87,4 +89,6 @@ def exit_code_of(command: Callable[[], int]) -> int:
     if os.environ.get("RANK", "0") == "0":
         for line in lines:
             print(f"error: {line}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(1.0)
     return code

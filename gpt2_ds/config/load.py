@@ -1,0 +1,235 @@
+"""From a recipe file and `--set` to a checked `Recipe`, with the origin of every value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
+from gpt2_ds.config.recipe import NOT_IN_FINGERPRINT, Recipe
+from gpt2_ds.config.yaml_document import parse_yaml, read_text
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe and where each value came from.
+
+    Args:
+        recipe: the values.
+        file: the file, as the user named it.
+        origins: key path ("model.n_head") to "recipes/x.yaml:12" or "--set"; a key that is absent
+            has its default.
+    """
+
+    recipe: Recipe
+    file: str
+    origins: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The recipe's name: the file's, without its ending."""
+        return Path(self.file).stem
+
+    def where(self, key: str) -> str:
+        """How a message names `key`: *file: key*, or *--set: key* for an override."""
+        origin = self.origins.get(key, self.file)
+        return f"--set: {key}" if origin == "--set" else f"{self.file}: {key}"
+
+    def origin(self, key: str) -> str:
+        """Where the value of `key` came from, for a listing."""
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            found = self.origins.get(".".join(parts[:length]))
+            if found and (length == len(parts) or found == "--set"):
+                return found
+        return "default"
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` words, each with the same rules as the file.
+
+    Raises:
+        UserError: every mistake of the file and the overrides at once.
+    """
+    file = str(path)
+    values, lines = parse_yaml(read_text(path, "recipe", ".yaml"), file)
+    origins = {".".join(key): f"{file}:{line}" for key, line in lines.items()}
+    faults: list[Fault] = []
+    for override in overrides:
+        try:
+            _apply_override(values, origins, override)
+        except UserError as error:
+            faults.extend(error.faults)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors():
+            fault = fault_of(detail, Recipe, file, origins)
+            if fault not in faults:
+                faults.append(fault)
+    if faults:
+        raise UserError(*faults)
+    return LoadedRecipe(recipe, file, origins)
+
+
+def _apply_override(values: dict[str, Any], origins: dict[str, str], override: str) -> None:
+    """Put one `section.key=value` into the parsed file."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise user_error(
+            f"--set {override}", "not of the form section.key=value", "For example: --set seed=2."
+        )
+    parsed, _ = parse_yaml(f"value: {text.strip()}", f"--set {key}")
+    if set(parsed) != {"value"}:
+        raise user_error(f"--set {key}", "more than one value", "Give one: --set key=value.")
+    *sections, last = key.split(".")
+    target = values
+    for depth, section in enumerate(sections):
+        inner = target.setdefault(section, {})
+        if not isinstance(inner, dict):
+            here = ".".join(sections[: depth + 1])
+            raise user_error(
+                f"--set {key}", f"{here} is a value, not a section", f"Set {here} itself."
+            )
+        target = inner
+    target[last] = parsed["value"]
+    origins[key] = "--set"
+
+
+def fault_of(
+    detail: ErrorDetails, schema: type[BaseModel], file: str, origins: dict[str, str]
+) -> Fault:
+    """One of pydantic's findings in this project's words."""
+    kind, given = detail["type"], detail["input"]
+    path, model, field = _locate(detail["loc"], schema)
+    key = ".".join([*path, "name"] if kind.startswith("union_tag") else path)
+    origin = next((origins[k] for k in _prefixes(key) if origins.get(k) == "--set"), file)
+    where = f"{origin}: {key}"
+    meaning = f"It is: {_one_line(field.description)}" if field and field.description else ""
+    if kind == "extra_forbidden":
+        return Fault(where, "no such key", nearest(path[-1], _names(model)))
+    if kind == "missing":
+        return Fault(where, "missing", f"Add it. {meaning}".strip())
+    if kind == "union_tag_not_found":
+        return Fault(where, "missing", "Known here: constant, cosine, wsd.")
+    if kind == "union_tag_invalid":
+        tags = detail["ctx"]["expected_tags"].replace("'", "")
+        return Fault(where, f"no such schedule: {detail['ctx']['tag']!r}", f"Known here: {tags}.")
+    if kind == "model_type":
+        return Fault(where, f"is {given!r}, not a section", "Write its keys below it, indented.")
+    wanted = detail["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
+    verb = "must be" if wanted != detail["msg"] else "but"
+    return Fault(where, f"is {given!r}, {verb} {wanted}", meaning or "Change it.")
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    parts = key.split(".")
+    return (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _names(model: type[BaseModel] | None) -> list[str]:
+    return list(model.model_fields) if model else []
+
+
+def _models_of(annotation: object) -> list[type[BaseModel]]:
+    """The schema classes inside an annotation: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [m for a in typing.get_args(annotation) for m in _models_of(a)]
+    return []
+
+
+def _locate(
+    loc: tuple[int | str, ...], schema: type[BaseModel]
+) -> tuple[list[str], type[BaseModel] | None, FieldInfo | None]:
+    """Key path, enclosing schema and field of a finding; a union's tag is no part of the path."""
+    path: list[str] = []
+    model: type[BaseModel] | None = schema
+    field: FieldInfo | None = None
+    candidates = [schema]
+    for step in loc:
+        tagged = [
+            m for m in candidates if len(candidates) > 1 and step in _literals(m.model_fields)
+        ]
+        if tagged:
+            candidates, model = tagged, tagged[0]
+            continue
+        path.append(str(step))
+        model = candidates[0] if candidates else model
+        field = model.model_fields.get(str(step)) if model and candidates else field
+        candidates = _models_of(field.annotation) if field and candidates else []
+    return path, model, field
+
+
+def _literals(fields: dict[str, FieldInfo]) -> tuple[object, ...]:
+    return typing.get_args(fields["name"].annotation) if "name" in fields else ()
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Key paths and values of nested sections, in order.
+
+    >>> dict(flatten({"a": {"b": 1}, "c": [2]}))
+    {'a.b': 1, 'c': [2]}
+    """
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def result_keys(recipe: Recipe) -> dict[str, object]:
+    """The values that change a run's result, by key path."""
+    skipped = tuple(f"{key}." for key in NOT_IN_FINGERPRINT)
+    return {
+        key: value
+        for key, value in flatten(recipe.model_dump())
+        if key not in NOT_IN_FINGERPRINT and not key.startswith(skipped)
+    }
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """sha256 over everything in the recipe that changes a run's result."""
+    return hashlib.sha256(json.dumps(result_keys(recipe), sort_keys=True).encode()).hexdigest()
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes floats so that `parse_yaml` and any YAML reader give the same number back."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_PlainDumper.add_representer(float, _represent_float)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every value written, readable by `load_recipe`."""
+    return yaml.dump(
+        recipe.model_dump(), Dumper=_PlainDumper, sort_keys=False, default_flow_style=None
+    )

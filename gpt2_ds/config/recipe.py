@@ -1,0 +1,237 @@
+"""The recipe: every number that changes the result of a run, with its unit.
+
+A recipe is a YAML file in `recipes/`. What follows from it (steps, accumulation, the DeepSpeed
+dict) has no key: see `derive.py` and `deepspeed.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NotNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A strict, frozen mapping that refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class ModelSection(Section):
+    """The network. Names are Hugging Face's GPT2Config's."""
+
+    n_layer: Positive
+    """Transformer blocks."""
+    n_head: Positive
+    """Attention heads a block; divides n_embd."""
+    n_embd: Positive
+    """Width of the residual stream."""
+    n_positions: Positive
+    """Longest sequence the model can read, in tokens."""
+    embd_pdrop: Fraction = 0.0
+    """Dropout probability after the embeddings."""
+    attn_pdrop: Fraction = 0.0
+    """Dropout probability of attention weights."""
+    resid_pdrop: Fraction = 0.0
+    """Dropout probability before each addition to the residual stream."""
+    layer_norm_epsilon: PositiveFloat = 1e-5
+    """Added to the variance in LayerNorm."""
+    tie_word_embeddings: bool = True
+    """The head shares the weight of the token embedding."""
+    pad_vocab_to_multiple_of: Positive = 64
+    """The embedding has rows up to this multiple: 50257 becomes 50304, which GPUs multiply faster.
+    The rows past the vocabulary never enter the loss and are never sampled."""
+    loss_chunk_size: NotNegative = 0
+    """Rows (tokens of a micro-batch) whose logits exist at one time in training; 0: all of them.
+    A smaller number needs less memory and recomputes the logits in backward."""
+    compile: bool = False
+    """torch.compile the model: a faster step after a first one of 10-60 s. Needs a C++ compiler on
+    CPU."""
+
+
+class TokenizerSection(Section):
+    """Which tokenizer made the data."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """gpt2, bytes (256 bytes and end-of-text), or the path of a tiktoken ranks file."""
+
+
+class PrepareSection(Section):
+    """How the data is made when `data.path` is not there yet."""
+
+    inputs: Annotated[list[str], Field(min_length=1)]
+    """Text files, JSON-lines files or folders; `python-stdlib`: the sources of Python's library."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
+    """Share of the documents, chosen by their hash, that validates instead of training."""
+
+
+class DataSection(Section):
+    """What the run reads."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """Folder that launch/prepare_data.py wrote. Not part of what makes two recipes differ: the
+    data's own fingerprint is."""
+    seq_length: Positive
+    """Tokens of one training sequence; at most model.n_positions."""
+    document_mask: bool = False
+    """Attention stays inside a document, and positions start again with each one."""
+    prepare: PrepareSection | None = None
+    """Set: the run prepares the data by itself, once. Not set: the folder must exist."""
+
+
+class BatchSection(Section):
+    """How many tokens an update sees. The accumulation follows from it and the world size."""
+
+    global_batch_tokens: Positive
+    """Tokens of one optimizer step, over all ranks."""
+    micro_batch_size: Positive
+    """Sequences of one forward pass of one rank. Changes only memory and speed."""
+
+
+class OptimizerSection(Section):
+    """The update rule. Weight decay acts on matrices only: not on biases and LayerNorm."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (https://arxiv.org/abs/1711.05101)."""
+    lr: PositiveFloat
+    """Peak learning rate, reached after the warm-up."""
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    """Decay rates of Adam's first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NotNegativeFloat
+    """Share of each matrix taken off per step, times the learning rate."""
+    gradient_clipping: NotNegativeFloat
+    """Largest global L2 norm of the gradient; 0 switches clipping off."""
+
+
+class Schedule(Section):
+    """What the learning-rate schedules share. All lengths are tokens seen since the start."""
+
+    total_tokens: Positive
+    """Length of the run; a multiple of batch.global_batch_tokens."""
+    warmup_tokens: NotNegative
+    """The learning rate rises linearly until here, above zero from the first step."""
+
+
+class CosineSchedule(Schedule):
+    """Warm-up, half a cosine down to min_lr, then flat."""
+
+    name: Literal["cosine"]
+    """Shape of the schedule."""
+    decay_tokens: Positive
+    """Where the learning rate reaches min_lr; flat after it."""
+    min_lr: NotNegativeFloat
+    """Learning rate from decay_tokens on."""
+
+
+class ConstantSchedule(Schedule):
+    """Warm-up, then flat at optimizer.lr."""
+
+    name: Literal["constant"]
+    """Shape of the schedule."""
+
+
+class WarmupStableDecaySchedule(Schedule):
+    """Warm-up, flat, a line down to min_lr (https://arxiv.org/abs/2404.06395), then flat."""
+
+    name: Literal["wsd"]
+    """Shape of the schedule."""
+    stable_tokens: Positive
+    """Where the decay begins."""
+    decay_tokens: Positive
+    """Where the learning rate reaches min_lr; flat after it."""
+    min_lr: NotNegativeFloat
+    """Learning rate from decay_tokens on."""
+
+
+AnySchedule = Annotated[
+    CosineSchedule | ConstantSchedule | WarmupStableDecaySchedule, Field(discriminator="name")
+]
+
+
+class PrecisionSection(Section):
+    """Number formats."""
+
+    dtype: Literal["fp32", "bf16", "fp16"]
+    """Weights, activations and gradients in forward and backward. The optimizer's are fp32."""
+    grad_accum_dtype: Literal["fp32", "same"] = "fp32"
+    """Format in which micro-steps' gradients add up; `same`: as dtype (less memory, less exact)."""
+    initial_loss_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
+    """fp16 only: the dynamic loss scale starts at two to this power."""
+
+
+class ActivationCheckpointingSection(Section):
+    """Recompute activations in backward instead of keeping them."""
+
+    enabled: bool = False
+    """Keep only each block's input: about a third more time, far less memory."""
+
+
+class EvaluationSection(Section):
+    """Validation loss and samples while training."""
+
+    interval_steps: Positive
+    """Steps between validations; the last step always validates."""
+    tokens: Positive
+    """Tokens of the validation split that are read each time, always the same ones; a multiple of
+    data.seq_length."""
+    sample_prompt: str = ""
+    """Text that is continued after each validation; empty: end-of-text alone."""
+    sample_tokens: NotNegative = 0
+    """Tokens that continue the prompt; 0: no sample."""
+
+
+class CheckpointSection(Section):
+    """Saving. Changes no result."""
+
+    interval_steps: Positive
+    """Steps between checkpoints; the last step always saves."""
+    keep_last: Positive = 2
+    """Newest complete checkpoints that are kept."""
+
+
+class LoggingSection(Section):
+    """Progress. Changes no result."""
+
+    interval_steps: Positive = 10
+    """Steps between lines on the terminal, in metrics.jsonl and in TensorBoard."""
+
+
+class Recipe(Section):
+    """All of a run."""
+
+    template: Annotated[str, Field(min_length=1)]
+    """Default for --template: a file of ds_configs/. Changes only memory and speed."""
+    seed: NotNegative
+    """Of the weights, the order of the data, dropout and samples."""
+    model: ModelSection
+    tokenizer: TokenizerSection
+    data: DataSection
+    batch: BatchSection
+    optimizer: OptimizerSection
+    schedule: AnySchedule
+    precision: PrecisionSection
+    activation_checkpointing: ActivationCheckpointingSection = ActivationCheckpointingSection()
+    evaluation: EvaluationSection
+    checkpoint: CheckpointSection
+    logging: LoggingSection = LoggingSection()
+
+
+NOT_IN_FINGERPRINT = (
+    "template",  # memory and speed
+    "batch.micro_batch_size",  # memory and speed
+    "data.path",  # the data's own fingerprint is compared instead
+    "data.prepare",
+    "checkpoint",  # cadence of saving and printing
+    "logging",
+)
+"""Keys and sections in which two recipes of one run may differ: they do not change its result."""

@@ -1,0 +1,141 @@
+"""One run, resolved: recipe, template, derivations and where it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_ds.config.deepspeed import Template, check_template, deepspeed_config, load_template
+from gpt2_ds.config.derive import Derived, derive
+from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.load import LoadedRecipe, flatten, load_recipe, result_keys
+from gpt2_ds.config.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything a run is, before any device is touched.
+
+    Args:
+        loaded: the recipe and the origin of its values.
+        template: how it is sharded.
+        template_file: as the user named it.
+        derived: the numbers that follow.
+        run_dir: holds all of the run.
+        last_step: the run stops after this optimizer step (derived.steps or --max-steps).
+    """
+
+    loaded: LoadedRecipe
+    template: Template
+    template_file: str
+    derived: Derived
+    run_dir: Path
+    last_step: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe's values."""
+        return self.loaded.recipe
+
+    def deepspeed(self, *, cpu_adam: bool) -> dict[str, Any]:
+        """The dict for `deepspeed.initialize`; see `deepspeed_config`."""
+        return deepspeed_config(
+            self.recipe, self.template, self.derived, self.run_dir, cpu_adam=cpu_adam
+        )
+
+
+def resolve_run(
+    recipe_file: Path,
+    *,
+    world_size: int,
+    template_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    run_dir: Path | None = None,
+    max_steps: int | None = None,
+) -> RunPlan:
+    """Read, check and derive everything.
+
+    Args:
+        recipe_file: a file of recipes/.
+        world_size: processes of the job.
+        template_file: a file of ds_configs/; the recipe's own when None.
+        overrides: `section.key=value` words.
+        run_dir: runs/<recipe name> when None.
+        max_steps: stop after this optimizer step; the schedule stays as it is.
+
+    Raises:
+        UserError: all that is wrong.
+    """
+    faults: list[Fault] = []
+    loaded = load_recipe(recipe_file, overrides)
+    chosen = template_file or Path(loaded.recipe.template)
+    template: Template | None = None
+    derived: Derived | None = None
+    try:
+        template = load_template(chosen)
+        check_template(template, str(chosen), loaded)
+    except UserError as error:
+        faults.extend(error.faults)
+    try:
+        derived = derive(loaded, world_size)
+    except UserError as error:
+        faults.extend(error.faults)
+    if max_steps is not None and max_steps < 1:
+        faults.append(Fault(f"--max-steps {max_steps}", "is below 1", "Give at least 1."))
+    if faults or template is None or derived is None:
+        raise UserError(*faults)
+    return RunPlan(
+        loaded=loaded,
+        template=template,
+        template_file=str(chosen),
+        derived=derived,
+        run_dir=run_dir or Path("runs") / loaded.name,
+        last_step=min(max_steps or derived.steps, derived.steps),
+    )
+
+
+def check_same_run(plan: RunPlan) -> None:
+    """Refuse a run directory that holds a run of another recipe.
+
+    Raises:
+        UserError: names each key that changes the result and differs.
+    """
+    written = plan.run_dir / "recipe.yaml"
+    if plan.run_dir.exists() and not plan.run_dir.is_dir():
+        raise user_error(f"--run-dir {plan.run_dir}", "is a file", "Name a folder.")
+    if not written.exists():
+        return
+    before, now = result_keys(load_recipe(written).recipe), result_keys(plan.recipe)
+    faults = [
+        Fault(
+            f"{written}: {key}",
+            f"this run began with {before.get(key)!r}, and {plan.loaded.file} now gives "
+            f"{now.get(key)!r}",
+            "Set it back, or start a new run with --run-dir runs/NAME.",
+        )
+        for key in [*before, *(now.keys() - before.keys())]
+        if before.get(key) != now.get(key)
+    ]
+    if faults:
+        raise UserError(*faults)
+
+
+def describe(plan: RunPlan) -> str:
+    """What `--dry-run` prints: every value with its origin, then what follows from them."""
+    rows = [
+        (key, json.dumps(value), plan.loaded.origin(key))
+        for key, value in flatten(plan.recipe.model_dump())
+    ]
+    rows += [
+        (key, f"{value:,}" if isinstance(value, int) else str(value), "derived")
+        for key, value in asdict(plan.derived).items()
+    ]
+    rows += [("run_dir", str(plan.run_dir), "--run-dir or recipe name")]
+    rows += [("template", plan.template_file, "--template or recipe")]
+    wide, mid = (max(len(row[i]) for row in rows) for i in (0, 1))
+    table = "\n".join(f"{key:{wide}}  {value:{mid}}  {origin}" for key, value, origin in rows)
+    config = json.dumps(plan.deepspeed(cpu_adam=False), indent=2)
+    return f"{table}\n\ndeepspeed.initialize gets:\n{config}"
