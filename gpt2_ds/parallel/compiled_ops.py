@@ -1,0 +1,56 @@
+"""DeepSpeed's compiled ops: whether one can be built here, and locks that dead builds left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from torch.utils.cpp_extension import _get_build_directory
+
+_BUILD_SECONDS_LIMIT = 900  # the slowest op took 290 s on two cores
+
+
+def can_build() -> bool:
+    """A C++ compiler and ninja are on the PATH."""
+    compiler = os.environ.get("CXX", "c++")  # as torch chooses it
+    return shutil.which(compiler) is not None and shutil.which("ninja") is not None
+
+
+def clear_stale_lock(op: str, *, nodes: int) -> None:
+    """Remove the lock of a build that died; torch would wait for it without end or message.
+
+    A build that was killed leaves `lock` in the op's folder. It is stale when no process of this
+    machine holds it open. With several nodes a builder may run on another one that shares the
+    folder, so there only age decides.
+
+    Args:
+        op: DeepSpeed's name of the op, e.g. "cpu_adam".
+        nodes: machines in this job.
+    """
+    lock = Path(_get_build_directory(op, verbose=False)) / "lock"
+    try:
+        age = time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if _held_open(lock) or (nodes > 1 and age < _BUILD_SECONDS_LIMIT):
+        print(f"{lock}: another process builds {op} since {age:.0f} s; waiting.", file=sys.stderr)
+        return
+    print(
+        f"warning: {lock}: a build of {op} died {age:.0f} s ago and left its lock. Removing it.",
+        file=sys.stderr,
+    )
+    lock.unlink(missing_ok=True)
+
+
+def _held_open(path: Path) -> bool:
+    target = str(path.resolve())
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(descriptor.readlink()) == target:
+                return True
+        except OSError:
+            continue
+    return False

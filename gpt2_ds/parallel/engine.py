@@ -1,0 +1,129 @@
+"""The one place that calls `deepspeed.initialize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import nn
+
+from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+from gpt2_ds.parallel.process_group import local_device
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a weight decay.
+
+    Args:
+        name: "decay" or "no_decay".
+        parameters: each once, a tied weight too.
+        n_parameters: trained numbers in it, whole, however they are partitioned.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    n_parameters: int
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape before ZeRO-3 partitioned it (its own shape is then empty)."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
+    """Matrices, which decay, and the rest (biases, LayerNorm), which do not.
+
+    Both embeddings are matrices and decay, as in nanoGPT.
+    """
+    parameters = list(model.parameters())
+    matrices = [p for p in parameters if len(_whole_shape(p)) >= 2]
+    others = [p for p in parameters if len(_whole_shape(p)) < 2]
+    return [
+        ParameterGroup(name, group, sum(_whole_shape(p).numel() for p in group))
+        for name, group in (("decay", matrices), ("no_decay", others))
+    ]
+
+
+def build_model(config: GPT2Config, deepspeed_config: dict[str, Any], seed: int) -> GPT2LMHeadModel:
+    """The model with its first weights: a function of `seed` alone at every ZeRO stage.
+
+    At stage 3 each module is partitioned as soon as it is made, so that no rank ever holds the
+    whole model.
+    """
+    zero3 = deepspeed_config["zero_optimization"]["stage"] == 3
+    with (
+        local_device(),
+        deepspeed.zero.Init(config_dict_or_path=deepspeed_config, enabled=zero3),
+    ):
+        return GPT2LMHeadModel(config, seed=seed)
+
+
+def build_engine(
+    config: GPT2Config,
+    deepspeed_config: dict[str, Any],
+    *,
+    seed: int,
+    compile_model: bool = False,
+) -> DeepSpeedEngine:
+    """A DeepSpeed engine around a fresh model.
+
+    It has no learning-rate scheduler: `set_learning_rate` comes before each step instead.
+    DeepSpeed's own warm-ups run the first two steps at 0 (seen in 0.19.8, upstream #5287), and a
+    torch scheduler inside the engine falls behind the tokens when fp16 skips an update.
+
+    Args:
+        config: the model.
+        deepspeed_config: from `gpt2_ds.config.deepspeed.deepspeed_config`.
+        seed: of the weights.
+        compile_model: torch.compile it.
+    """
+    model = build_model(config, deepspeed_config, seed)
+    decay, no_decay = parameter_groups(model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[
+            {"params": decay.parameters, "name": decay.name},
+            {"params": no_decay.parameters, "name": no_decay.name, "weight_decay": 0.0},
+        ],
+        config=deepspeed_config,
+        dist_init_required=False,
+    )
+    # The engine's own events say the learning rate against samples, and no loss (0.19.8). The
+    # monitor stays usable: this project writes its metrics through it.
+    engine.monitor.enabled = False
+    if compile_model:
+        engine.compile()
+    return engine
+
+
+def set_learning_rate(engine: DeepSpeedEngine, learning_rate: float) -> None:
+    """The rate of the next update, for every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def gradient_norm(engine: DeepSpeedEngine) -> float | None:
+    """L2 norm of the last update's gradient before clipping; None where DeepSpeed keeps none.
+
+    ZeRO-0 in fp32 keeps none: see `reduced_gradient_norm`.
+    """
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def reduced_gradient_norm(engine: DeepSpeedEngine) -> float | None:
+    """At ZeRO-0: L2 norm of the gradients, asked between the last backward and the step."""
+    if engine.zero_optimization_stage() != 0:
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def loss_scale(engine: DeepSpeedEngine) -> float | None:
+    """The fp16 loss scale; None in other formats."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
