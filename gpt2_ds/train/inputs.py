@@ -1,0 +1,79 @@
+"""What a run reads, opened and checked before torch is imported: a mistake costs no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.launcher import rank
+from gpt2_ds.config.run_plan import RunPlan, check_same_run
+from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.train.checkpoint_manifest import check_resumable, complete_checkpoints
+
+
+def open_inputs(plan: RunPlan) -> Dataset:
+    """The dataset of a run, made now if the recipe says how.
+
+    Raises:
+        UserError: the run directory holds another run; the dataset is missing, broken, made with
+            another tokenizer or too small; the newest checkpoint cannot go on in this job.
+    """
+    check_same_run(plan)
+    recipe, loaded = plan.recipe, plan.loaded
+    if recipe.data.prepare is not None:
+        _prepare_once(plan)
+    dataset = Dataset.open(Path(recipe.data.path))
+    tokenizer = dataset.tokenizer
+    if tokenizer.n_vocab != plan.derived.vocab_size:
+        raise user_error(
+            loaded.where("tokenizer.name"),
+            f"{recipe.tokenizer.name!r} has {plan.derived.vocab_size} tokens, and {dataset.path} "
+            f"was made with {tokenizer.name!r}, which has {tokenizer.n_vocab}",
+            "Name the tokenizer of the data, or prepare the data again.",
+        )
+    available = dataset.split("validation").n_windows(recipe.data.seq_length)
+    if available < plan.derived.evaluation_windows:
+        raise user_error(
+            loaded.where("evaluation.tokens"),
+            f"{recipe.evaluation.tokens} tokens, and the validation split of {dataset.path} holds "
+            f"{available * recipe.data.seq_length} in windows of {recipe.data.seq_length}",
+            f"Set it to at most {available * recipe.data.seq_length}.",
+        )
+    if dataset.split("train").n_windows(recipe.data.seq_length) == 0:
+        raise user_error(
+            loaded.where("data.seq_length"),
+            f"no document run of {recipe.data.seq_length} tokens in {dataset.path}",
+            "Prepare more text, or shorten it.",
+        )
+    for path, manifest in complete_checkpoints(plan.run_dir)[:1]:
+        check_resumable(
+            path,
+            manifest,
+            world_size=plan.derived.world_size,
+            zero_stage=plan.template.zero_optimization.stage,
+            data_fingerprint=dataset.fingerprint,
+        )
+    return dataset
+
+
+def _prepare_once(plan: RunPlan) -> None:
+    """Make the dataset unless it is there; of ranks started together, one works."""
+    from gpt2_ds.data.prepare import ensure_prepared, prepare
+    from gpt2_ds.data.tokenizer import load_tokenizer
+
+    recipe = plan.recipe
+    wanted = recipe.data.prepare
+    assert wanted is not None
+    path = Path(recipe.data.path)
+
+    def make() -> None:
+        if rank() == 0:
+            print(f"Preparing {', '.join(wanted.inputs)} into {path} ...", flush=True)
+        prepare(
+            wanted.inputs,
+            path,
+            load_tokenizer(recipe.tokenizer.name),
+            validation_fraction=wanted.validation_fraction,
+        )
+
+    ensure_prepared(path, make)

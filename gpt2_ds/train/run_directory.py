@@ -1,0 +1,91 @@
+"""The files of a run that say what it is; written before its first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpt2_ds.config.load import dump_recipe
+from gpt2_ds.config.run_plan import RunPlan
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_PACKAGES = ("torch", "deepspeed", "numpy", "tiktoken", "pydantic", "tensorboard")
+
+
+def write_run_files(plan: RunPlan, deepspeed_config: dict[str, Any], hosts: list[str]) -> None:
+    """Write recipe.yaml, deepspeed.json and environment.json into the run directory.
+
+    Args:
+        plan: the run.
+        deepspeed_config: exactly what `deepspeed.initialize` gets.
+        hosts: name of each rank's host, by rank.
+    """
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    replace_file(plan.run_dir / "deepspeed.json", json.dumps(deepspeed_config, indent=2) + "\n")
+    replace_file(plan.run_dir / "environment.json", json.dumps(environment(hosts), indent=2) + "\n")
+    # Last: its presence makes the folder a run.
+    replace_file(plan.run_dir / "recipe.yaml", dump_recipe(plan.recipe))
+
+
+def environment(hosts: list[str]) -> dict[str, Any]:
+    """Versions, commit and hosts. No environment variable: they may hold secrets."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git_commit": git_commit(),
+        "hosts": hosts,
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what a run depends on."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def git_commit() -> str:
+    """The repository's commit, "+changes" behind it when files differ; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(_REPOSITORY), *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never a part."""
+    fresh = path.with_name(f"{path.name}.tmp")
+    with fresh.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(fresh, path)  # noqa: PTH105
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

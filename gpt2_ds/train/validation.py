@@ -1,0 +1,48 @@
+"""Validation loss and a sample in the middle of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpt2_ds.config.launcher import rank
+from gpt2_ds.data.loader import validation_batches
+from gpt2_ds.evaluation.generation import generate
+from gpt2_ds.evaluation.loss import validation_loss
+from gpt2_ds.train.metrics import say
+
+if TYPE_CHECKING:
+    from gpt2_ds.train.loop import Run
+
+
+def validate(run: Run) -> float:
+    """Loss over the recipe's fixed validation windows in nats per token. Collective."""
+    plan = run.plan
+    batches = validation_batches(
+        run.dataset.split("validation"),
+        n_windows=plan.derived.evaluation_windows,
+        seq_length=plan.recipe.data.seq_length,
+        micro_batch_size=plan.recipe.batch.micro_batch_size,
+        rank=rank(),
+        world_size=plan.derived.world_size,
+    )
+    return validation_loss(run.engine, batches, run.device, document_eot=run.document_eot)
+
+
+def show_sample(run: Run, step: int) -> None:
+    """Print a continuation of the recipe's prompt. Every rank computes it, as ZeRO-3 needs."""
+    evaluation, tokenizer = run.plan.recipe.evaluation, run.dataset.tokenizer
+    if evaluation.sample_tokens == 0:
+        return
+    prompt = [tokenizer.eot_token, *tokenizer.encode(evaluation.sample_prompt).tolist()]
+    columns = generate(
+        run.engine.module,
+        prompt,
+        max_new_tokens=evaluation.sample_tokens,
+        temperature=0.8,
+        top_k=50,
+        seed=run.plan.recipe.seed,
+        eot_token=tokenizer.eot_token,
+    )
+    text = tokenizer.decode([int(column[0]) for column in columns])
+    lines = f"{evaluation.sample_prompt}{text}".rstrip().splitlines()
+    say("\n".join([f"sample after step {step}:", *(f"  | {line}" for line in lines)]))
