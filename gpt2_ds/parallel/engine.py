@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import deepspeed
@@ -84,15 +86,16 @@ def build_engine(
     """
     model = build_model(config, deepspeed_config, seed)
     decay, no_decay = parameter_groups(model)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=[
-            {"params": decay.parameters, "name": decay.name},
-            {"params": no_decay.parameters, "name": no_decay.name, "weight_decay": 0.0},
-        ],
-        config=deepspeed_config,
-        dist_init_required=False,
-    )
+    with redirect_stdout(StringIO()):  # its bf16 optimizer prints memory tables on every rank
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=[
+                {"params": decay.parameters, "name": decay.name},
+                {"params": no_decay.parameters, "name": no_decay.name, "weight_decay": 0.0},
+            ],
+            config=deepspeed_config,
+            dist_init_required=False,
+        )
     # The engine's own events say the learning rate against samples, and no loss (0.19.8). The
     # monitor stays usable: this project writes its metrics through it.
     engine.monitor.enabled = False

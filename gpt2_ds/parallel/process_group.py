@@ -10,14 +10,10 @@ import warnings
 from datetime import timedelta
 from typing import NoReturn
 
-import torch
-import torch.distributed
-
-# DeepSpeed reads it at import, and warns when it has to find out by itself.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
 import deepspeed
 import deepspeed.ops
+import torch
+import torch.distributed
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 

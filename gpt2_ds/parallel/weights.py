@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -19,11 +21,12 @@ def load_fp32_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
         zero_stage: the stage it was written at.
     """
     if zero_stage == 0:
-        # Tensors, numbers and names only: nothing in the file is executed.
         states = torch.load(checkpoint / _MODEL_STATES, map_location="cpu", weights_only=False)
         weights: dict[str, Tensor] = states["module"]
         return weights
-    merged: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-        str(checkpoint.parent), tag=checkpoint.name
-    )
+    # DeepSpeed tells of each step on the terminal, where the sample is about to be printed.
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        merged: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            str(checkpoint.parent), tag=checkpoint.name
+        )
     return merged

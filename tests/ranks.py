@@ -1,0 +1,63 @@
+"""Run a function on several real ranks (gloo), as a launcher would, and get what each returned."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _main(work: Callable[..., Any], environment: dict[str, str], folder: Path, args: Any) -> None:
+    os.environ |= environment
+    warnings.simplefilter("ignore")  # DeepSpeed's and torch.distributed's own
+    from gpt2_ds.parallel.process_group import join, leave
+
+    try:
+        join(timeout_minutes=3)
+        result = work(*args)
+        torch.save(result, folder / f"result_{environment['RANK']}.pt")
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+    leave(0)
+
+
+def run_ranks(work: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
+    """Each rank's result of `work(*args)`; `work` must be importable (a module's function)."""
+    port = free_port()
+    context = multiprocessing.get_context("spawn")
+    processes = []
+    for rank in range(world_size):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }
+        processes.append(context.Process(target=_main, args=(work, environment, folder, args)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * world_size, f"exit codes of the ranks: {codes}"
+    return [
+        torch.load(folder / f"result_{rank}.pt", weights_only=False) for rank in range(world_size)
+    ]
