@@ -67,6 +67,12 @@ def _prepare_once(plan: RunPlan) -> None:
     path = Path(recipe.data.path)
 
     def make() -> None:
+        if path.exists():
+            raise user_error(
+                plan.loaded.where("data.path"),
+                f"{path} is there, and holds no dataset",
+                "Name another folder, or delete this one: it is made when missing.",
+            )
         if rank() == 0:
             print(f"Preparing {', '.join(wanted.inputs)} into {path} ...", flush=True)
         prepare(
