@@ -1,0 +1,187 @@
+"""How fast a recipe steps here, and what the engine costs over plain torch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt2_ds.config.derive import model_fields
+from gpt2_ds.config.launcher import world_size
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.evaluation.loss import window_loss
+from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+from gpt2_ds.parallel.engine import build_engine, parameter_groups
+from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
+from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
+from gpt2_ds.train.metrics import say
+
+PLAIN_TORCH = "plain torch"
+Step = Callable[[list[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant's result.
+
+    Args:
+        name: a template's file, or "plain torch".
+        step_seconds: of every timed step, on the slowest rank.
+    """
+
+    name: str
+    step_seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step."""
+        return statistics.median(self.step_seconds)
+
+
+def engine_step(plan: RunPlan) -> Step:
+    """One optimizer step of a DeepSpeed engine, as the training loop takes it."""
+    recipe = plan.recipe
+    config = plan.deepspeed(cpu_adam=False) | {"tensorboard": {"enabled": False}}
+    engine = build_engine(
+        GPT2Config(**model_fields(recipe, plan.derived.vocab_size)),
+        config,
+        seed=recipe.seed,
+        compile_model=recipe.model.compile,
+    )
+
+    def step(micro_batches: list[Tensor]) -> None:
+        for tokens in micro_batches:
+            engine.backward(window_loss(engine, tokens))
+            engine.step()
+
+    return step
+
+
+def plain_torch_step(plan: RunPlan) -> Step:
+    """The same step of the same model without DeepSpeed: what one would write by hand.
+
+    16-bit recipes run under autocast with fp32 weights. One process only.
+    """
+    recipe, optimizer_keys = plan.recipe, plan.recipe.optimizer
+    device = local_device()
+    with device:
+        model = GPT2LMHeadModel(
+            GPT2Config(**model_fields(recipe, plan.derived.vocab_size)), seed=recipe.seed
+        )
+    decay, no_decay = parameter_groups(model)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decay.parameters, "weight_decay": optimizer_keys.weight_decay},
+            {"params": no_decay.parameters, "weight_decay": 0.0},
+        ],
+        lr=optimizer_keys.lr,
+        betas=(optimizer_keys.betas[0], optimizer_keys.betas[1]),
+        eps=optimizer_keys.eps,
+        fused=True,
+    )
+    forward: Any = torch.compile(model) if recipe.model.compile else model
+    half = recipe.precision.dtype != "fp32"
+
+    def step(micro_batches: list[Tensor]) -> None:
+        for tokens in micro_batches:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                loss = window_loss(forward, tokens)
+            torch.autograd.backward(loss / len(micro_batches))
+        if optimizer_keys.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_keys.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def random_micro_batches(plan: RunPlan) -> list[Tensor]:
+    """One step's tokens for this rank; speed does not depend on what they say."""
+    recipe, device = plan.recipe, local_device()
+    shape = (recipe.batch.micro_batch_size, recipe.data.seq_length + 1)
+    return [
+        torch.randint(0, plan.derived.vocab_size, shape, device=device)
+        for _ in range(plan.derived.gradient_accumulation_steps)
+    ]
+
+
+def _synchronized_seconds() -> float:
+    if local_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(
+    contestants: dict[str, Step], micro_batches: list[Tensor], *, steps: int, warmup_steps: int
+) -> list[Timing]:
+    """Time the contestants in turn, one step each, so that a change of the machine meets all.
+
+    Args:
+        contestants: name to step.
+        micro_batches: of one optimizer step.
+        steps: timed steps of each.
+        warmup_steps: steps of each before the clock runs.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for i in range(warmup_steps + steps):
+        for name, step in contestants.items():
+            start = _synchronized_seconds()
+            step(micro_batches)
+            elapsed = _synchronized_seconds() - start
+            if i >= warmup_steps:
+                seconds[name].append(elapsed)
+    slowest = torch.tensor(list(seconds.values()), dtype=torch.float64, device=local_device())
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return [Timing(name, row) for name, row in zip(seconds, slowest.tolist(), strict=True)]
+
+
+def report(plan: RunPlan, timings: list[Timing]) -> Iterator[str]:
+    """The lines of the result: median step, speed, MFU, and the ratio to plain torch."""
+    recipe, derived = plan.recipe, plan.derived
+    flops = flops_per_token(
+        derived.n_parameters, recipe.model.n_layer, recipe.model.n_embd, recipe.data.seq_length
+    )
+    plain = next((t.median for t in timings if t.name == PLAIN_TORCH), None)
+    yield (
+        f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {recipe.precision.dtype}, "
+        f"{recipe.batch.global_batch_tokens:,} tokens a step, micro-batch "
+        f"{recipe.batch.micro_batch_size} x {recipe.data.seq_length}, {world_size()} ranks, "
+        f"{device_title()}, torch {torch.__version__}"
+    )
+    yield f"{'':32} {'ms a step':>10} {'tokens/s':>12} {'MFU':>6} {'over plain torch':>17}"
+    for timing in timings:
+        speed = recipe.batch.global_batch_tokens / timing.median
+        mfu = model_flops_utilization(speed, flops, device_title(), world_size())
+        yield (
+            f"{timing.name:32} {timing.median * 1000:10.1f} {speed:12,.0f} "
+            f"{'' if mfu is None else f'{mfu:.3f}':>6} "
+            f"{'' if plain is None else f'{timing.median / plain:.3f}':>17}"
+        )
+    yield f"peak memory of rank 0: {peak_memory_bytes() / 2**30:.2f} GiB"
+
+
+def benchmark(
+    plans: list[RunPlan], *, steps: int, warmup_steps: int, plain_torch: bool
+) -> list[Timing]:
+    """Measure one recipe under several templates, and print the result on rank 0.
+
+    Args:
+        plans: the same recipe, one plan a template.
+        steps: timed steps of each.
+        warmup_steps: steps before the clock runs.
+        plain_torch: measure the plain twin too; one process only.
+    """
+    contestants: dict[str, Step] = {PLAIN_TORCH: plain_torch_step(plans[0])} if plain_torch else {}
+    contestants |= {plan.template_file: engine_step(plan) for plan in plans}
+    timings = measure(
+        contestants, random_micro_batches(plans[0]), steps=steps, warmup_steps=warmup_steps
+    )
+    for line in report(plans[0], timings):
+        say(line)
+    return timings
