@@ -47,9 +47,7 @@ def main() -> int:
         validation_inputs=args.validation, on_bad=args.on_bad)  # fmt: skip
     for split in ("train", "validation"):
         shards = [shard for shard in manifest.shards if shard.split == split]
-        tokens, documents = (
-            sum(getattr(s, key) for s in shards) for key in ("tokens", "documents")
-        )
+        tokens, documents = sum(s.tokens for s in shards), sum(s.documents for s in shards)
         print(f"{split}: {tokens:,} tokens, {documents:,} documents, {len(shards)} shards")
     for why, count in manifest.source.skipped.items():
         print(f"skipped: {count:,} {why}")

@@ -34,10 +34,11 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     check_hostfile()
-    check_world_size(args.expect_ranks)
+    if not args.dry_run:  # which shows the run of any number of ranks
+        check_world_size(args.expect_ranks)
     plan = resolve_run(
         args.recipe,
-        world_size=args.expect_ranks or world_size(),
+        world_size=world_size() if args.expect_ranks is None else args.expect_ranks,
         template_file=args.template,
         overrides=args.set,
         run_dir=args.run_dir,

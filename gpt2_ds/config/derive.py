@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from gpt2_ds.config.errors import Fault, UserError
-from gpt2_ds.config.load import LoadedRecipe
 from gpt2_ds.config.recipe import ConstantSchedule, Recipe, WarmupStableDecaySchedule
+from gpt2_ds.config.recipe_file import LoadedRecipe
 
 _KNOWN_VOCABULARIES = {"gpt2": 50257, "bytes": 257}
 
@@ -41,12 +42,12 @@ class Derived:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending.
+    """All divisors, ascending; above 10^12 only those up to 10^6 and their counterparts.
 
     >>> divisors(12)
     [1, 2, 3, 4, 6, 12]
     """
-    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    low = [d for d in range(1, min(isqrt(number), 10**6) + 1) if number % d == 0]
     return low + [number // d for d in reversed(low) if d * d != number]
 
 
@@ -86,20 +87,22 @@ def vocabulary_size(loaded: LoadedRecipe) -> int:
         return _KNOWN_VOCABULARIES[name]
     try:
         ranks = sum(1 for line in Path(name).read_bytes().splitlines() if line.strip())
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", error)
         raise UserError(
             Fault(
                 loaded.where("tokenizer.name"),
-                f"{name!r} is no known tokenizer, and no file that can be read ({error.strerror})",
+                f"{name!r} is no known tokenizer, and no file that can be read ({why})",
                 "Write gpt2, bytes, or the path of a tiktoken ranks file.",
             )
         ) from None
     return ranks + 1
 
 
-def _near_multiples(value: int, of: int) -> str:
-    below = value // of * of
-    return f"{below} or {below + of}" if below else str(of)
+def _near_multiples(value: int, of: int, least: int = 1) -> str:
+    """The multiples on both sides of `value` that are not below `least`."""
+    below, above = value // of * of, round_up(max(value + 1, least), of)
+    return f"{below} or {above}" if below >= least else str(above)
 
 
 def _few(values: list[int], limit: int = 24) -> str:
@@ -181,24 +184,26 @@ def _model_faults(loaded: LoadedRecipe) -> list[Fault]:
 def _batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     tokens, size = loaded.recipe.batch.global_batch_tokens, loaded.recipe.batch.micro_batch_size
     seq_length = loaded.recipe.data.seq_length
+    nearest = _near_multiples(tokens, seq_length * size * world_size)
     if tokens % seq_length:
         return [
             Fault(
                 loaded.where("batch.global_batch_tokens"),
                 f"{tokens} is no multiple of data.seq_length {seq_length}",
-                f"Nearest: {_near_multiples(tokens, seq_length)}.",
+                f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
             )
         ]
     global_batch_size = tokens // seq_length
     if global_batch_size % world_size:
-        even = divisors(global_batch_size)
-        fitting = [ranks for ranks in even if global_batch_size // ranks % size == 0] or even
+        fitting = divisors(global_batch_size // size) if global_batch_size % size == 0 else []
         return [
             Fault(
                 loaded.where("batch.global_batch_tokens"),
                 f"{tokens} tokens are {global_batch_size} sequences of {seq_length}, which "
                 f"{world_size} ranks cannot share evenly",
-                f"World sizes that work: {_few(fitting)}.",
+                f"World sizes that work: {_few(fitting)}."
+                if fitting
+                else f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
             )
         ]
     per_rank = global_batch_size // world_size
@@ -215,16 +220,9 @@ def _batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
 
 
 def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
-    recipe, faults = loaded.recipe, []
+    recipe = loaded.recipe
+    faults: list[Fault] = []
     schedule, tokens = recipe.schedule, recipe.batch.global_batch_tokens
-    if schedule.total_tokens % tokens:
-        faults.append(
-            Fault(
-                loaded.where("schedule.total_tokens"),
-                f"{schedule.total_tokens} is no multiple of batch.global_batch_tokens {tokens}",
-                f"Nearest: {_near_multiples(schedule.total_tokens, tokens)}.",
-            )
-        )
     marks = [("warmup_tokens", schedule.warmup_tokens)]
     if isinstance(schedule, WarmupStableDecaySchedule):
         marks.append(("stable_tokens", schedule.stable_tokens))
@@ -238,6 +236,16 @@ def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
                     f"Set it to at most {recipe.optimizer.lr}.",
                 )
             )
+    if schedule.total_tokens % tokens:
+        last_mark = max(mark for _, mark in marks)
+        nearest = _near_multiples(schedule.total_tokens, tokens, least=max(1, last_mark))
+        faults.append(
+            Fault(
+                loaded.where("schedule.total_tokens"),
+                f"{schedule.total_tokens} is no multiple of batch.global_batch_tokens {tokens}",
+                f"Nearest: {nearest}.",
+            )
+        )
     marks.append(("total_tokens", schedule.total_tokens))
     for (before, start), (after, end) in pairwise(marks):
         if start > end:

@@ -10,6 +10,7 @@ from pathlib import Path
 from gpt2_ds.config.errors import Fault, UserError, user_error
 
 _HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
+_LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
 _HOSTFILE_FLAGS = ("--hostfile", "-H")
 
 
@@ -68,16 +69,19 @@ def named_hostfile(commands: Iterator[tuple[list[str], Path]]) -> Path | None:
         commands: argument vector and working directory of each parent process, nearest first.
     """
     for words, directory in commands:
-        if not any(Path(word).name in ("deepspeed", "ds") for word in words[:2]):
+        names = [Path(word).name for word in words[:2]]
+        launcher = next((i for i, name in enumerate(names) if name in ("deepspeed", "ds")), None)
+        if launcher is None:
             continue
-        for i, word in enumerate(words):
+        own = words[launcher + 1 :]
+        for word, following in zip(own, [*own, ""][1:], strict=True):
             flag, equals, value = word.partition("=")
-            if word.endswith(".py") and i > 1:
+            if word.endswith(".py"):
                 return None  # what follows are the training script's own arguments
-            if flag in _HOSTFILE_FLAGS and equals:
-                return directory / value
-            if word in _HOSTFILE_FLAGS and i + 1 < len(words):
-                return directory / words[i + 1]
+            if flag in _HOSTFILE_FLAGS:
+                return directory / (value if equals else following)
+            if word.startswith("-H"):
+                return directory / word.removeprefix("-H")
         return None
     return None
 
@@ -95,6 +99,15 @@ def _ancestors() -> Iterator[tuple[list[str], Path]]:
             return
         yield words, directory
         process = int(status.rpartition(")")[2].split()[1])
+
+
+def _why(line: str) -> str:
+    """What is special about a refused line, if anything is."""
+    if line.endswith("\r"):
+        return ", with a Windows line end"
+    if line.startswith("-"):
+        return ", which ssh would take for an option"
+    return ""
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -120,7 +133,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
             continue
         where = f"{path}:{number}"
         if not _HOSTFILE_LINE.match(line):
-            faults.append(Fault(where, f"is {line!r}", "Write `host slots=N`, N at least 1."))
+            faults.append(Fault(where, f"is {line!r}{_why(line)}", _LINE_FIX))
             continue
         host, slots = line.split()[0], int(line.rpartition("=")[2])
         if host in hosts:

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+_LARGEST = 2**63 - 1  # what numpy and torch can hold
+Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
+NotNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

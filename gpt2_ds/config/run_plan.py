@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_ds.config.deepspeed import Template, check_template, deepspeed_config, load_template
+from gpt2_ds.config.deepspeed import deepspeed_config
 from gpt2_ds.config.derive import Derived, derive
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.config.load import LoadedRecipe, flatten, load_recipe, result_keys
 from gpt2_ds.config.recipe import Recipe
+from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe, result_keys
+from gpt2_ds.config.template import Template
+from gpt2_ds.config.template_file import check_template, load_template
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def resolve_run(
     except UserError as error:
         faults.extend(error.faults)
     try:
+        if world_size < 1:
+            raise user_error(f"--expect-ranks {world_size}", "is below 1", "Give at least 1.")
         derived = derive(loaded, world_size)
     except UserError as error:
         faults.extend(error.faults)
@@ -104,8 +108,9 @@ def check_same_run(plan: RunPlan) -> None:
         UserError: names each key that changes the result and differs.
     """
     written = plan.run_dir / "recipe.yaml"
-    if plan.run_dir.exists() and not plan.run_dir.is_dir():
-        raise user_error(f"--run-dir {plan.run_dir}", "is a file", "Name a folder.")
+    for folder in (plan.run_dir, *plan.run_dir.parents):
+        if folder.exists() and not folder.is_dir():
+            raise user_error(f"--run-dir {plan.run_dir}", f"{folder} is a file", "Name a folder.")
     if not written.exists():
         return
     before, now = result_keys(load_recipe(written).recipe), result_keys(plan.recipe)

@@ -18,7 +18,15 @@ _INTEGER = re.compile(r"[-+]?[0-9][0-9_]*$")
 _NUMBER = re.compile(
     r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?$"
 )
-_LARGEST_EXPONENT = 400  # past it a number is a typing slip, and an integer would fill the memory
+_MOST_DIGITS = 300  # past it a number is a typing slip, and an integer would fill the memory
+_DEEPEST = 50  # a recipe has three levels; PyYAML's scan of open brackets takes quadratic time
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def scalar(text: str) -> object:
@@ -34,13 +42,14 @@ def scalar(text: str) -> object:
         return text == "true"
     if text in ("", "null", "~"):
         return None
-    if _INTEGER.match(text):
+    if _INTEGER.match(text) and len(text) <= _MOST_DIGITS:
         return int(text.replace("_", ""))
     if _NUMBER.match(text):
-        number = Decimal(text.replace("_", ""))
-        in_range = abs(number.adjusted()) <= _LARGEST_EXPONENT
-        whole = in_range and "e" in text.lower() and number == number.to_integral_value()
-        return int(number) if whole else float(number)
+        number = float(text.replace("_", ""))
+        if "e" in text.lower() and number.is_integer() and 1 <= abs(number) < 1e300:
+            exact = Decimal(text.replace("_", ""))  # a float is exact only below 2^53
+            return int(exact) if exact == exact.to_integral_value() else number
+        return number
     return text
 
 
@@ -93,7 +102,12 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ..
         UserError: not YAML, not a mapping, a key given twice, an anchor or a tag.
     """
     try:
+        depth = 0
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > _DEEPEST:
+                line = token.start_mark.line + 1
+                raise user_error(f"{file}:{line}", "nested too deep to be a recipe", "Flatten it.")
             if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
                 raise user_error(
                     f"{file}:{token.start_mark.line + 1}",
@@ -105,10 +119,12 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ..
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise user_error(f"{file}{line}", f"not YAML: {error.problem}", "Mend this line.") from None
-    except yaml.YAMLError as error:
-        raise user_error(file, f"not YAML: {error}", "Save it as UTF-8 text.") from None
-    except RecursionError:
-        raise user_error(file, "nested too deep to be a recipe", "Flatten it.") from None
+    except yaml.reader.ReaderError as error:
+        raise user_error(
+            file,
+            f"not YAML: character {error.position + 1} is {chr(error.character)!r}",
+            "Save it as UTF-8 text.",
+        ) from None
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
@@ -132,7 +148,7 @@ def read_text(path: Path, what: str, suffix: str) -> str:
         UserError: missing, a directory, unreadable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError:
         beside = sorted(str(p) for p in path.parent.glob(f"*{suffix}"))
         there = f"In that folder: {', '.join(beside)}." if beside else "Check the path."
@@ -141,7 +157,8 @@ def read_text(path: Path, what: str, suffix: str) -> str:
         raise user_error(
             str(path), f"not UTF-8 text at byte {error.start}", "Save it as UTF-8."
         ) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", error)
         raise user_error(
-            str(path), f"cannot be read: {error.strerror}", f"Name a readable {what} file."
+            str(path), f"cannot be read: {why}", f"Name a readable {what} file."
         ) from None

@@ -37,12 +37,14 @@ def open_inputs(plan: RunPlan) -> Dataset:
             loaded.where("evaluation.tokens"),
             f"{recipe.evaluation.tokens} tokens, and the validation split of {dataset.path} holds "
             f"{available * recipe.data.seq_length} in windows of {recipe.data.seq_length}",
-            f"Set it to at most {available * recipe.data.seq_length}.",
+            f"Set it to at most {available * recipe.data.seq_length}."
+            if available
+            else "Prepare the data again with a larger validation fraction.",
         )
     if dataset.split("train").n_windows(recipe.data.seq_length) == 0:
         raise user_error(
             loaded.where("data.seq_length"),
-            f"no document run of {recipe.data.seq_length} tokens in {dataset.path}",
+            f"{recipe.data.seq_length} tokens, and no training shard of {dataset.path} is longer",
             "Prepare more text, or shorten it.",
         )
     for path, manifest in complete_checkpoints(plan.run_dir)[:1]:

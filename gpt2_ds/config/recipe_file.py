@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
-from gpt2_ds.config.recipe import NOT_IN_FINGERPRINT, Recipe
+from gpt2_ds.config.recipe import NOT_IN_FINGERPRINT, AnySchedule, Recipe, Schedule
 from gpt2_ds.config.yaml_document import parse_yaml, read_text
 
 
@@ -43,17 +43,11 @@ class LoadedRecipe:
 
     def where(self, key: str) -> str:
         """How a message names `key`: *file: key*, or *--set: key* for an override."""
-        origin = self.origins.get(key, self.file)
-        return f"--set: {key}" if origin == "--set" else f"{self.file}: {key}"
+        return f"{'--set' if _is_override(key, self.origins) else self.file}: {key}"
 
     def origin(self, key: str) -> str:
         """Where the value of `key` came from, for a listing."""
-        parts = key.split(".")
-        for length in range(len(parts), 0, -1):
-            found = self.origins.get(".".join(parts[:length]))
-            if found and (length == len(parts) or found == "--set"):
-                return found
-        return "default"
+        return "--set" if _is_override(key, self.origins) else self.origins.get(key, "default")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -95,13 +89,19 @@ def _apply_override(values: dict[str, Any], origins: dict[str, str], override: s
         raise user_error(
             f"--set {override}", "not of the form section.key=value", "For example: --set seed=2."
         )
-    parsed, _ = parse_yaml(f"value: {text.strip()}", f"--set {key}")
+    try:
+        parsed, _ = parse_yaml(f"value: {text.strip()}", "")
+    except UserError as error:
+        fix = f"Quote text: --set '{key}=\"...\"'."
+        raise user_error(f"--set {key}", error.faults[0].what, fix) from None
     if set(parsed) != {"value"}:
         raise user_error(f"--set {key}", "more than one value", "Give one: --set key=value.")
     *sections, last = key.split(".")
     target = values
     for depth, section in enumerate(sections):
-        inner = target.setdefault(section, {})
+        if target.get(section) is None:
+            target[section] = {}
+        inner = target[section]
         if not isinstance(inner, dict):
             here = ".".join(sections[: depth + 1])
             raise user_error(
@@ -116,12 +116,20 @@ def fault_of(
     detail: ErrorDetails, schema: type[BaseModel], file: str, origins: dict[str, str]
 ) -> Fault:
     """One of pydantic's findings in this project's words."""
-    kind, given = detail["type"], detail["input"]
+    kind, given = detail["type"], _shown(detail["input"])
     path, model, field = _locate(detail["loc"], schema)
     key = ".".join([*path, "name"] if kind.startswith("union_tag") else path)
-    origin = next((origins[k] for k in _prefixes(key) if origins.get(k) == "--set"), file)
-    where = f"{origin}: {key}"
+    where = f"{'--set' if _is_override(key, origins) else file}: {key}"
     meaning = f"It is: {_one_line(field.description)}" if field and field.description else ""
+    if kind == "extra_forbidden" and model and issubclass(model, Schedule):
+        shapes = {_literals(m.model_fields)[0]: m for m in _models_of(AnySchedule)}
+        others = [str(name) for name, shape in shapes.items() if path[-1] in shape.model_fields]
+        if others:
+            return Fault(
+                where,
+                f"no key of a {_literals(model.model_fields)[0]} schedule",
+                f"Remove it, or set schedule.name to {' or '.join(others)}.",
+            )
     if kind == "extra_forbidden":
         return Fault(where, "no such key", nearest(path[-1], _names(model)))
     if kind == "missing":
@@ -130,12 +138,42 @@ def fault_of(
         return Fault(where, "missing", "Known here: constant, cosine, wsd.")
     if kind == "union_tag_invalid":
         tags = detail["ctx"]["expected_tags"].replace("'", "")
-        return Fault(where, f"no such schedule: {detail['ctx']['tag']!r}", f"Known here: {tags}.")
-    if kind == "model_type":
-        return Fault(where, f"is {given!r}, not a section", "Write its keys below it, indented.")
-    wanted = detail["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
-    verb = "must be" if wanted != detail["msg"] else "but"
-    return Fault(where, f"is {given!r}, {verb} {wanted}", meaning or "Change it.")
+        name = _shown(detail["input"]["name"])
+        return Fault(where, f"no such schedule: {name}", f"Known here: {tags}.")
+    if kind in ("model_type", "model_attributes_type"):
+        return Fault(where, f"is {given}, not a section", "Give it its keys.")
+    wanted = detail["msg"].partition(" should ")[2].removesuffix(f", not {_length(detail)}")
+    for theirs, ours in _WORDS.items():
+        wanted = wanted.replace(theirs, ours)
+    return Fault(where, f"is {given}, must {wanted}", meaning or "Change it.")
+
+
+_WORDS = {
+    "a valid integer": "an integer",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid ": "a ",
+    " after validation": "",
+}
+
+
+def _length(detail: ErrorDetails) -> object:
+    return detail.get("ctx", {}).get("actual_length")
+
+
+def _shown(value: object) -> str:
+    """A value as a user writes it, cut to a readable length."""
+    if value is None:
+        return "empty"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def _is_override(key: str, origins: dict[str, str]) -> bool:
+    """Whether --set gave `key`, a section around it, or all there is below it."""
+    below = [origin for known, origin in origins.items() if known.startswith(f"{key}.")]
+    made = key not in origins and bool(below) and set(below) == {"--set"}
+    return made or any(origins.get(prefix) == "--set" for prefix in _prefixes(key))
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -1,0 +1,363 @@
+"""Numbers are derived exactly or refused, and every value that a refusal lists works."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gpt2_ds.config.derive import (
+    Derived,
+    count_parameters,
+    derive,
+    divisors,
+    model_fields,
+    round_up,
+    vocabulary_size,
+)
+from gpt2_ds.config.errors import Fault, UserError
+from gpt2_ds.config.recipe import Recipe
+from gpt2_ds.config.recipe_file import LoadedRecipe
+from tests.config.small_recipe import faults_of, load_small, only_fault, small_values
+
+
+def loaded_with(changes: dict[str, object]) -> LoadedRecipe:
+    values: dict[str, Any] = small_values()
+    for key, value in changes.items():
+        section, _, leaf = key.partition(".")
+        values[section][leaf] = value
+    return LoadedRecipe(Recipe.model_validate(values), "r.yaml", {})
+
+
+def refusals(changes: dict[str, object], world_size: int) -> tuple[Fault, ...]:
+    try:
+        derive(loaded_with(changes), world_size)
+    except UserError as error:
+        return error.faults
+    return ()
+
+
+def listed(fix: str) -> list[int]:
+    """The numbers that a fix offers, without those that explain them."""
+    return [int(word) for word in re.findall(r"\d+", fix.rpartition(":")[2])]
+
+
+def is_exact(changes: dict[str, object], derived: Derived) -> None:
+    recipe = loaded_with(changes).recipe
+    sequences = recipe.batch.micro_batch_size * derived.gradient_accumulation_steps
+    assert sequences * derived.dp_world_size == derived.global_batch_size
+    assert derived.global_batch_size * recipe.data.seq_length == recipe.batch.global_batch_tokens
+    assert derived.steps * recipe.batch.global_batch_tokens == recipe.schedule.total_tokens
+    assert derived.evaluation_windows * recipe.data.seq_length == recipe.evaluation.tokens
+    assert derived.padded_vocab_size % recipe.model.pad_vocab_to_multiple_of == 0
+    assert min(derived.steps, derived.gradient_accumulation_steps, derived.evaluation_windows) >= 1
+
+
+sizes = st.integers(1, 48)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seq_length=sizes,
+    sequences=sizes,
+    odd_tokens=st.sampled_from([0, 0, 0, 1]),
+    micro_batch_size=st.integers(1, 6),
+    world_size=st.integers(1, 9),
+    steps=sizes,
+    odd_total=st.sampled_from([0, 0, 0, 1, -1]),
+    warmup=st.sampled_from([0, 1]),
+    decay=st.floats(0.1, 1.0),
+    evaluation_tokens=st.integers(1, 200),
+    n_embd=sizes,
+    n_head=st.integers(1, 6),
+)
+def test_derived_exactly_or_refused_with_values_that_work(
+    seq_length: int,
+    sequences: int,
+    odd_tokens: int,
+    micro_batch_size: int,
+    world_size: int,
+    steps: int,
+    odd_total: int,
+    warmup: int,
+    decay: float,
+    evaluation_tokens: int,
+    n_embd: int,
+    n_head: int,
+) -> None:
+    tokens = seq_length * sequences + odd_tokens
+    total = tokens * steps + odd_total
+    assume(total >= warmup)
+    changes: dict[str, object] = {
+        "data.seq_length": seq_length,
+        "batch.global_batch_tokens": tokens,
+        "batch.micro_batch_size": micro_batch_size,
+        "schedule.total_tokens": total,
+        "schedule.warmup_tokens": warmup,
+        "schedule.decay_tokens": max(warmup, 1, int(total * decay)),
+        "evaluation.tokens": evaluation_tokens,
+        "model.n_embd": n_embd,
+        "model.n_head": n_head,
+    }
+    faults = refusals(changes, world_size)
+    if not faults:
+        return is_exact(changes, derive(loaded_with(changes), world_size))
+    for fault in faults:
+        key = fault.where.removeprefix("r.yaml: ")
+        offered = listed(fault.fix)
+        assert offered, fault
+        for value in offered:
+            if fault.fix.startswith("World sizes that work"):
+                after = refusals(changes, value)
+            else:
+                after = refusals({**changes, key: value}, world_size)
+            # A batch of another size asks for another total_tokens; that is a fault of its own.
+            section = "batch." if key.startswith("batch.") else key
+            assert not [f for f in after if section in f.where], (fault, value)
+            if len(faults) == 1 and not (key.startswith("batch.global") and "Nearest" in fault.fix):
+                assert after == ()
+
+
+@settings(max_examples=100, deadline=None)
+@given(tokens=st.integers(1, 500), total=st.integers(1, 5000), data=st.data())
+def test_offered_totals_keep_the_schedule_in_order(tokens: int, total: int, data: Any) -> None:
+    stable = data.draw(st.integers(1, 5000))
+    decay = data.draw(st.integers(stable, 6000))
+    values = small_values()
+    values["batch"] = {"global_batch_tokens": tokens * 64, "micro_batch_size": 1}
+    values["schedule"] |= {"name": "wsd", "warmup_tokens": 0, "stable_tokens": stable}
+    values["schedule"] |= {"decay_tokens": decay, "total_tokens": total}
+    for value in [total, *_offers(values)]:
+        values["schedule"]["total_tokens"] = value
+        faults = _faults(values)
+        assert value == total or faults == ()
+
+
+def _faults(values: dict[str, Any]) -> tuple[Fault, ...]:
+    try:
+        derive(LoadedRecipe(Recipe.model_validate(values), "r", {}), 1)
+    except UserError as error:
+        return error.faults
+    return ()
+
+
+def _offers(values: dict[str, Any]) -> list[int]:
+    fixes = [f.fix for f in _faults(values) if f.where == "r: schedule.total_tokens"]
+    return [value for fix in fixes for value in listed(fix)]
+
+
+@given(st.integers(1, 20_000))
+def test_divisors(number: int) -> None:
+    assert divisors(number) == [d for d in range(1, number + 1) if number % d == 0]
+
+
+def test_divisors_of_a_huge_number_come_at_once() -> None:
+    found = divisors(2**62)
+    assert found == sorted(found)
+    assert {1, 2, 2**19, 2**62} <= set(found)
+    assert all(2**62 % divisor == 0 for divisor in found)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 1000))
+def test_round_up(number: int, multiple: int) -> None:
+    assert 0 <= round_up(number, multiple) - number < multiple
+    assert round_up(number, multiple) % multiple == 0
+
+
+@pytest.mark.parametrize(
+    "positions, n_layer, n_embd, count",
+    [
+        (1024, 12, 768, 124_439_808),
+        (1024, 24, 1024, 354_823_168),
+        (1024, 36, 1280, 774_030_080),
+        (1024, 48, 1600, 1_557_611_200),
+        (2048, 12, 768, 125_226_240),
+        (2048, 24, 1024, 355_871_744),
+        (2048, 24, 1536, 760_300_032),
+        (2048, 24, 2048, 1_315_723_264),
+        (2048, 32, 2560, 2_651_553_280),
+        (2048, 32, 4096, 6_658_404_352),
+        (2048, 40, 5120, 12_853_386_240),
+        (2048, 96, 12288, 174_604_259_328),
+    ],
+)
+def test_known_sizes(positions: int, n_layer: int, n_embd: int, count: int) -> None:
+    assert count_parameters(n_layer, n_embd, positions, 50257, tied=True) == count
+    untied = count_parameters(n_layer, n_embd, positions, 50257, tied=False)
+    assert untied == count + 50257 * n_embd
+
+
+def test_the_small_recipe(tmp_path: Path) -> None:
+    assert derive(load_small(tmp_path), 4) == Derived(
+        world_size=4,
+        dp_world_size=4,
+        global_batch_size=16,
+        gradient_accumulation_steps=2,
+        steps=10,
+        vocab_size=257,
+        padded_vocab_size=320,
+        n_parameters=320 * 64 + 64 * 64 + 2 * (12 * 64**2 + 13 * 64) + 2 * 64,
+        evaluation_windows=4,
+    )
+
+
+@pytest.mark.parametrize(
+    "override, world_size, message",
+    [
+        (
+            "model.n_head=5",
+            1,
+            "model.n_head: 5 heads do not divide n_embd 64. "
+            "Values that work: 1, 2, 4, 8, 16, 32, 64.",
+        ),
+        (
+            "data.seq_length=128",
+            1,
+            "data.seq_length: 128 tokens, but model.n_positions is 64. "
+            "Set data.seq_length to at most 64.",
+        ),
+        (
+            "precision.grad_accum_dtype=same",
+            1,
+            "precision.grad_accum_dtype: `same` says nothing where precision.dtype is fp32. "
+            "Remove it, or write fp32.",
+        ),
+        (
+            "evaluation.tokens=100",
+            1,
+            "evaluation.tokens: 100 is no multiple of data.seq_length 64. Nearest: 64 or 128.",
+        ),
+        (
+            "evaluation.tokens=10",
+            1,
+            "evaluation.tokens: 10 is no multiple of data.seq_length 64. Nearest: 64.",
+        ),
+        (
+            "batch.micro_batch_size=3",
+            2,
+            "batch.micro_batch_size: 3 does not divide the 8 sequences of each of 2 ranks "
+            "(1024 tokens / 64 / 2). Values that work: 1, 2, 4, 8.",
+        ),
+        (
+            "schedule.total_tokens=10_250",
+            1,
+            "schedule.total_tokens: 10250 is no multiple of batch.global_batch_tokens 1024. "
+            "Nearest: 10240 or 11264.",
+        ),
+        (
+            "schedule.total_tokens=11_000",
+            1,
+            "schedule.total_tokens: 11000 is no multiple of batch.global_batch_tokens 1024. "
+            "Nearest: 10240 or 11264.",
+        ),
+        (
+            "schedule.decay_tokens=20_000",
+            1,
+            "schedule.decay_tokens: 20000 lies after schedule.total_tokens 10240. "
+            "Order them: warmup_tokens <= decay_tokens <= total_tokens.",
+        ),
+        (
+            "schedule.warmup_tokens=10_241",
+            1,
+            "schedule.warmup_tokens: 10241 lies after schedule.decay_tokens 10240. "
+            "Order them: warmup_tokens <= decay_tokens <= total_tokens.",
+        ),
+        (
+            "schedule.min_lr=1",
+            1,
+            "schedule.min_lr: 1.0 is above optimizer.lr 0.001. Set it to at most 0.001.",
+        ),
+        (
+            "tokenizer.name=gtp2",
+            1,
+            "tokenizer.name: 'gtp2' is no known tokenizer, and no file that can be read "
+            "(No such file or directory). Write gpt2, bytes, or the path of a tiktoken ranks file.",
+        ),
+        (
+            'tokenizer.name="a\\0b"',
+            1,
+            "tokenizer.name: 'a\\x00b' is no known tokenizer, and no file that can be read "
+            "(embedded null byte). Write gpt2, bytes, or the path of a tiktoken ranks file.",
+        ),
+    ],
+)
+def test_messages(tmp_path: Path, override: str, world_size: int, message: str) -> None:
+    loaded = load_small(tmp_path, override)
+    assert only_fault(lambda: derive(loaded, world_size)) == f"--set: {message}"
+
+
+def test_world_sizes_that_work(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    assert only_fault(lambda: derive(load_small(tmp_path), 3)) == (
+        f"{file}: batch.global_batch_tokens: 1024 tokens are 16 sequences of 64, which 3 ranks "
+        "cannot share evenly. World sizes that work: 1, 2, 4, 8."
+    )
+    loaded = load_small(tmp_path, "batch.micro_batch_size=3")
+    assert only_fault(lambda: derive(loaded, 5)) == (
+        f"{file}: batch.global_batch_tokens: 1024 tokens are 16 sequences of 64, which 5 ranks "
+        "cannot share evenly. Nearest for 5 ranks of 3 sequences: 960 or 1920."
+    )
+
+
+def test_tokens_that_are_no_whole_sequences(tmp_path: Path) -> None:
+    loaded = load_small(tmp_path, "batch.global_batch_tokens=1000")
+    faults = [str(fault) for fault in faults_of(lambda: derive(loaded, 2))]
+    assert faults[0] == (
+        "--set: batch.global_batch_tokens: 1000 is no multiple of data.seq_length 64. "
+        "Nearest for 2 ranks of 2 sequences: 768 or 1024."
+    )
+    assert len(faults) == 2  # and total_tokens is no multiple of 1000
+
+
+def test_many_values_are_cut_short(tmp_path: Path) -> None:
+    loaded = load_small(tmp_path, "model.n_embd=5040", "model.n_head=11")
+    assert only_fault(lambda: derive(loaded, 1)).endswith(
+        "21, 24, 28, 30, 35, 36, 40, 42, ... 5040."
+    )
+
+
+def test_a_wsd_schedule_is_ordered() -> None:
+    values = small_values()
+    values["schedule"] |= {"name": "wsd", "stable_tokens": 10_239, "decay_tokens": 10_238}
+    assert only_fault(lambda: derive(LoadedRecipe(Recipe.model_validate(values), "r", {}), 1)) == (
+        "r: schedule.stable_tokens: 10239 lies after schedule.decay_tokens 10238. Order them: "
+        "warmup_tokens <= stable_tokens <= decay_tokens <= total_tokens."
+    )
+
+
+def test_all_misfits_at_once(tmp_path: Path) -> None:
+    words = ("model.n_head=5", "batch.micro_batch_size=3", "schedule.min_lr=1", "tokenizer.name=x")
+    faults = faults_of(lambda: derive(load_small(tmp_path, *words), 1))
+    assert [fault.where for fault in faults] == [f"--set: {word.split('=')[0]}" for word in words]
+
+
+def test_the_vocabulary_of_a_ranks_file(tmp_path: Path) -> None:
+    ranks = tmp_path / "x.tiktoken"
+    ranks.write_bytes(b"IQ== 0\nIg== 1\n\nIw== 2\n")
+    assert vocabulary_size(load_small(tmp_path, f"tokenizer.name={ranks}")) == 4
+    assert vocabulary_size(load_small(tmp_path, "tokenizer.name=gpt2")) == 50257
+    assert vocabulary_size(load_small(tmp_path)) == 257
+    folder = load_small(tmp_path, f"tokenizer.name={tmp_path}")
+    assert "(Is a directory)" in only_fault(lambda: vocabulary_size(folder))
+
+
+def test_the_fields_of_the_model(tmp_path: Path) -> None:
+    recipe = load_small(tmp_path, "activation_checkpointing.enabled=true").recipe
+    fields = model_fields(recipe, 257)
+    assert fields["vocab_size"] == 257
+    assert fields["activation_checkpointing"] is True
+    assert fields["n_layer"] == 2
+    assert "compile" not in fields
+
+
+def test_the_small_recipe_is_what_its_text_says() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load_small(Path(folder)).recipe
+    assert recipe == Recipe.model_validate(small_values())
+    assert yaml.safe_load("lr: 1e-3") == {"lr": "1e-3"}  # why this project reads YAML itself

@@ -1,0 +1,193 @@
+"""A run is resolved as a whole, and continued only by the recipe it began with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.config.derive import Derived
+from gpt2_ds.config.recipe_file import dump_recipe, flatten
+from gpt2_ds.config.run_plan import RunPlan, check_same_run, describe, resolve_run
+from tests.config.small_recipe import faults_of, only_fault, small_file
+
+
+def plan_with(folder: Path, *overrides: str, max_steps: int | None = None) -> RunPlan:
+    return resolve_run(
+        small_file(folder),
+        world_size=2,
+        overrides=overrides,
+        run_dir=folder / "run",
+        max_steps=max_steps,
+    )
+
+
+def begun(folder: Path, *overrides: str) -> Path:
+    """A run directory that began with these overrides; its recipe.yaml."""
+    plan = plan_with(folder, *overrides)
+    plan.run_dir.mkdir()
+    written = plan.run_dir / "recipe.yaml"
+    written.write_text(dump_recipe(plan.recipe))
+    return written
+
+
+def test_the_run_directory_is_named_after_the_recipe(tmp_path: Path) -> None:
+    assert resolve_run(small_file(tmp_path), world_size=1).run_dir == Path("runs/small")
+    named = resolve_run(small_file(tmp_path), world_size=1, run_dir=tmp_path / "x")
+    assert named.run_dir == tmp_path / "x"
+
+
+@pytest.mark.parametrize("max_steps, last", [(None, 10), (3, 3), (10, 10), (99, 10)])
+def test_max_steps(tmp_path: Path, max_steps: int | None, last: int) -> None:
+    plan = plan_with(tmp_path, max_steps=max_steps)
+    assert plan.last_step == last
+    assert plan.derived.steps == 10
+
+
+@pytest.mark.parametrize("max_steps", [0, -1])
+def test_max_steps_below_1(tmp_path: Path, max_steps: int) -> None:
+    assert only_fault(lambda: plan_with(tmp_path, max_steps=max_steps)) == (
+        f"--max-steps {max_steps}: is below 1. Give at least 1."
+    )
+
+
+@pytest.mark.parametrize("world_size", [0, -2])
+def test_a_world_size_below_1(tmp_path: Path, world_size: int) -> None:
+    call = lambda: resolve_run(small_file(tmp_path), world_size=world_size)  # noqa: E731
+    assert only_fault(call) == f"--expect-ranks {world_size}: is below 1. Give at least 1."
+
+
+def test_the_template_of_the_command_wins(tmp_path: Path) -> None:
+    own = plan_with(tmp_path)
+    assert (own.template_file, own.template.zero_optimization.stage) == ("ds_configs/zero0.json", 0)
+    given = resolve_run(
+        small_file(tmp_path), world_size=1, template_file=Path("ds_configs/zero2.json")
+    )
+    assert given.template.zero_optimization.stage == 2
+    assert given.template_file == "ds_configs/zero2.json"
+    by_set = plan_with(tmp_path, "template=ds_configs/zero1.json")
+    assert by_set.template.zero_optimization.stage == 1
+
+
+def test_recipe_template_and_flags_are_refused_together(tmp_path: Path) -> None:
+    call = lambda: resolve_run(  # noqa: E731
+        small_file(tmp_path),
+        world_size=3,
+        template_file=tmp_path / "no.json",
+        overrides=["model.n_head=5"],
+        max_steps=0,
+    )
+    assert [fault.where for fault in faults_of(call)] == [
+        str(tmp_path / "no.json"),
+        "--set: model.n_head",
+        f"{tmp_path / 'small.yaml'}: batch.global_batch_tokens",
+        "--max-steps 0",
+    ]
+
+
+def test_16_bits_at_stage_0_are_refused(tmp_path: Path) -> None:
+    said = only_fault(lambda: plan_with(tmp_path, "precision.dtype=bf16"))
+    assert said.startswith("ds_configs/zero0.json: zero_optimization.stage: is 0 with precision.")
+
+
+def test_a_new_run_and_the_same_run_go_on(tmp_path: Path) -> None:
+    check_same_run(plan_with(tmp_path))
+    begun(tmp_path)
+    check_same_run(plan_with(tmp_path))
+
+
+def test_each_key_that_differs_is_named(tmp_path: Path) -> None:
+    written = begun(tmp_path, "optimizer.lr=1e-2", "model.n_layer=3")
+    faults = faults_of(lambda: check_same_run(plan_with(tmp_path, "seed=5")))
+    assert [fault.where for fault in faults] == [
+        f"{written}: {key}" for key in ("seed", "model.n_layer", "optimizer.lr")
+    ]
+    assert str(faults[2]) == (
+        f"{written}: optimizer.lr: this run began with 0.01, and {tmp_path / 'small.yaml'} now "
+        "gives 0.001. Set it back, or start a new run with --run-dir runs/NAME."
+    )
+
+
+def test_a_key_that_is_new_or_gone_is_named(tmp_path: Path) -> None:
+    constant = "schedule={name: constant, total_tokens: 10240, warmup_tokens: 1024}"
+    written = begun(tmp_path, constant)
+    faults = faults_of(lambda: check_same_run(plan_with(tmp_path)))
+    assert {fault.where.removeprefix(f"{written}: schedule.") for fault in faults} == {
+        "name",
+        "decay_tokens",
+        "min_lr",
+    }
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "template=ds_configs/zero3.json",
+        "batch.micro_batch_size=1",
+        "data.path=elsewhere",
+        "data.prepare={inputs: [x]}",
+        "checkpoint.interval_steps=1",
+        "checkpoint.keep_last=9",
+        "logging.interval_steps=1",
+    ],
+)
+def test_what_changes_no_result_may_differ(tmp_path: Path, override: str) -> None:
+    begun(tmp_path)
+    check_same_run(plan_with(tmp_path, override))
+
+
+def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    file.touch()
+    plan = plan_with(tmp_path)
+    assert only_fault(lambda: check_same_run(plan)) == (
+        f"--run-dir {file}: {file} is a file. Name a folder."
+    )
+    below = replace(plan, run_dir=file / "below")
+    assert only_fault(lambda: check_same_run(below)) == (
+        f"--run-dir {file / 'below'}: {file} is a file. Name a folder."
+    )
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [(b"\xff", "not UTF-8 text at byte 0"), (b"a: [", "not YAML"), (b"[1]", "not a mapping")],
+)
+def test_a_damaged_recipe_in_the_run_directory(tmp_path: Path, content: bytes, what: str) -> None:
+    written = begun(tmp_path)
+    written.write_bytes(content)
+    message = only_fault(lambda: check_same_run(plan_with(tmp_path)))
+    assert message.startswith(str(written))
+    assert what in message
+
+
+def test_a_cut_recipe_in_the_run_directory(tmp_path: Path) -> None:
+    written = begun(tmp_path)
+    written.write_text(written.read_text()[:100])
+    faults = faults_of(lambda: check_same_run(plan_with(tmp_path)))
+    assert all(fault.where.startswith(str(written)) for fault in faults)
+
+
+def test_the_description_has_every_key_with_its_origin(tmp_path: Path) -> None:
+    plan = plan_with(tmp_path, "model.n_layer=3")
+    text = describe(plan)
+    table, _, config = text.partition("\n\ndeepspeed.initialize gets:\n")
+    rows = [line.split() for line in table.splitlines()]
+    origins = {row[0]: row[-1] for row in reversed(rows)}
+    file = tmp_path / "small.yaml"
+    for key, value in flatten(plan.recipe.model_dump()):
+        shown = next(line for line in table.splitlines() if line.startswith(f"{key} "))
+        assert json.dumps(value) in shown
+        assert shown.endswith(plan.loaded.origin(key))
+    assert origins["model.n_layer"] == "--set"
+    assert origins["model.n_head"] == f"{file}:5"
+    assert origins["model.attn_pdrop"] == "default"
+    for field in fields(Derived):
+        assert origins[field.name] == "derived"
+    assert (
+        next(row for row in rows if row[0] == "n_parameters")[1] == f"{plan.derived.n_parameters:,}"
+    )
+    assert next(row for row in rows if row[0] == "run_dir")[1] == str(tmp_path / "run")
+    assert json.loads(config) == plan.deepspeed(cpu_adam=False)
