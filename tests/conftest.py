@@ -1,12 +1,38 @@
-"""What every test needs: a place for compiled ops, one thread a process, no network."""
+"""What every test needs: a place for compiled ops, one thread a process, no network; real text."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"  # text and vocabularies, where a machine has them
 
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(REPOSITORY / ".torch_extensions"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def gpt2_cache() -> Path:
+    """A folder with the files of GPT-2's tokenizer."""
+    from gpt2_ds.data.gpt2_ranks import FILES, cached_name
+
+    folders = [SHARED / "tiktoken_cache"]
+    if named := os.environ.get("TIKTOKEN_CACHE_DIR"):
+        folders.insert(0, Path(named))
+    for folder in folders:
+        if all((folder / cached_name(address)).is_file() for address in FILES):
+            return folder
+    pytest.skip("GPT-2's vocabulary is not here: set TIKTOKEN_CACHE_DIR to a folder that has it")
+
+
+@pytest.fixture
+def tinyshakespeare() -> Path:
+    """The text of nanoGPT's shakespeare_char."""
+    path = Path(os.environ.get("TINYSHAKESPEARE", SHARED / "corpus" / "tinyshakespeare.txt"))
+    if not path.is_file():
+        pytest.skip("tinyshakespeare is not here: set TINYSHAKESPEARE to the file")
+    return path

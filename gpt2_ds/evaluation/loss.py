@@ -26,7 +26,8 @@ def window_loss(
     Returns:
         fp32 scalar, nats per token. Without meaning when n_valid is 0.
     """
-    input_ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # (B, T)
+    # A copy: with B = 1 the slice is contiguous already, and masking it would write into tokens.
+    input_ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()  # (B, T)
     if n_valid is not None and n_valid < len(tokens):
         targets[n_valid:] = _IGNORED
     document_ids = None if document_eot is None else (input_ids == document_eot).cumsum(1)  # (B, T)

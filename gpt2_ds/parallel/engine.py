@@ -12,6 +12,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
+from gpt2_ds.config.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.process_group import local_device
 
@@ -99,6 +100,9 @@ def build_engine(
     # The engine's own events say the learning rate against samples, and no loss (0.19.8). The
     # monitor stays usable: this project writes its metrics through it.
     engine.monitor.enabled = False
+    if world_size() == 1 and engine.zero_optimization_stage() == 0:
+        # It would copy every gradient into a buffer and back, and ask nobody for theirs.
+        engine.enable_backward_allreduce = False
     if compile_model:
         engine.compile()
     return engine

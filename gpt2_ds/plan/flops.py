@@ -10,10 +10,14 @@ PEAK_BF16_FLOPS = {
     "L4": 121e12,  # nvidia.com/en-us/data-center/l4
     "L40S": 362e12,  # nvidia.com/en-us/data-center/l40s
     "H100 PCIe": 756e12,  # nvidia.com/en-us/data-center/h100
+    "H100 NVL": 835e12,  # nvidia.com/en-us/data-center/h100
     "H100": 989e12,  # nvidia.com/en-us/data-center/h100 (SXM)
-    "H200": 989e12,  # nvidia.com/en-us/data-center/h200
+    "H200 NVL": 835e12,  # nvidia.com/en-us/data-center/h200
+    "H200": 989e12,  # nvidia.com/en-us/data-center/h200 (SXM)
     "B200": 2250e12,  # nvidia.com/en-us/data-center/hgx
-    "MI250X": 383e12,  # amd.com/en/products/accelerators/instinct/mi200/mi250x.html
+    # amd.com/en/products/accelerators/instinct/mi200/mi250x.html: 383e12 for its two dies, each of
+    # which is a device of its own.
+    "MI250X": 191.5e12,
     "MI300X": 1307e12,  # amd.com/en/products/accelerators/instinct/mi300/mi300x.html
 }
 

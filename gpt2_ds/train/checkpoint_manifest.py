@@ -131,6 +131,8 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
         print(
             f"warning: {path / damaged[0]}: damaged; this checkpoint is left out", file=sys.stderr
         )
+    if step is not None:
+        raise user_error(f"--step {step}", "its checkpoint is damaged", "Choose another step.")
     raise user_error(f"--run {run_dir}", "every checkpoint is damaged", "Restore a copy.")
 
 

@@ -50,7 +50,9 @@ def train_steps(run: Run, start: Progress) -> Progress:
         samples_seen = progress.samples_seen + plan.derived.global_batch_size
         progress = Progress(progress.step + 1, samples_seen)
         step, last = progress.step, progress.step == plan.last_step
-        log_due = last or step == 1 or step % recipe.logging.interval_steps == 0
+        save_due = last or step % recipe.checkpoint.interval_steps == 0
+        # Logging looks at the loss: once it is no number, nothing is saved any more.
+        log_due = save_due or step == 1 or step % recipe.logging.interval_steps == 0
 
         rate = learning_rate(
             recipe.schedule, recipe.optimizer.lr, samples_seen * recipe.data.seq_length
@@ -75,7 +77,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
             if last or step % recipe.evaluation.interval_steps == 0:
                 metrics.log_validation(step, validate(run))
                 show_sample(run, step)
-            if last or step % recipe.checkpoint.interval_steps == 0:
+            if save_due:
                 save_checkpoint(
                     plan,
                     engine,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.load import load_recipe
+from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.data.tokenizer import Tokenizer
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel

@@ -27,6 +27,8 @@ def learning_rate(schedule: AnySchedule, peak_lr: float, tokens_seen: int) -> fl
         share = (1 + math.cos(math.pi * progress)) / 2
     else:
         share = 1 - _progress(tokens_seen, schedule.stable_tokens, schedule.decay_tokens)
+    if share == 1:
+        return peak_lr  # the sum below may miss it by a rounding
     return schedule.min_lr + (peak_lr - schedule.min_lr) * share
 
 
@@ -38,4 +40,6 @@ def _progress(tokens_seen: int, start: int, end: int) -> float:
     """
     if tokens_seen >= end:
         return 1.0
-    return max(0.0, (tokens_seen - start) / (end - start))
+    if tokens_seen <= start:  # start may be end
+        return 0.0
+    return (tokens_seen - start) / (end - start)

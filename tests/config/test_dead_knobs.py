@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from gpt2_ds.config import deepspeed, recipe
+from gpt2_ds.config import recipe, template
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.recipe_file import _models_of, load_recipe
@@ -76,7 +76,7 @@ def test_the_model_reads_its_section() -> None:
 def sections() -> list[Any]:
     return [
         value
-        for module in (recipe, deepspeed)
+        for module in (recipe, template)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, recipe.Section)
     ]

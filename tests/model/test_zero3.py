@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-import traceback
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from gpt2_ds.config.launcher import rank
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+from tests.ranks import run_ranks
 
 WORLD_SIZE = 2
 MICRO_BATCH_SIZE = 2
@@ -48,7 +42,7 @@ def deepspeed_config(bf16: bool) -> dict[str, Any]:
     }
 
 
-def first_weights(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+def first_weights() -> dict[str, dict[str, torch.Tensor]]:
     import deepspeed
 
     found = {}
@@ -61,11 +55,11 @@ def first_weights(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def gradients(rank: int) -> dict[str, dict[str, Any]]:
+def gradients() -> dict[str, dict[str, Any]]:
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
-    mine = windows()[rank * MICRO_BATCH_SIZE :][:MICRO_BATCH_SIZE]
+    mine = windows()[rank() * MICRO_BATCH_SIZE :][:MICRO_BATCH_SIZE]
     found: dict[str, dict[str, Any]] = {}
     for name, config in CONFIGS.items():
         with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(False)):
@@ -86,65 +80,14 @@ def gradients(rank: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rank_main(work: Callable[[int], Any], rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD_SIZE),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-    }
-    warnings.simplefilter("ignore")  # DeepSpeed's and torch.distributed's own
-    code = 1
-    try:
-        import deepspeed
-        import deepspeed.ops
-
-        # Only inference uses it, and it would be compiled for a minute.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("gloo", verbose=False)
-        result = work(rank)
-        torch.save(result, folder / f"{rank}.pt")
-        torch.distributed.barrier()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # deepspeed 0.19.8 with torch 2.13 aborts now and then while the interpreter exits.
-        os._exit(code)
-
-
-def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What `work(rank)` returns on each of two ranks."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.get_context("spawn")
-    ranks = [
-        context.Process(target=rank_main, args=(work, rank, port, folder))
-        for rank in range(WORLD_SIZE)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=240)
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in ranks] == [0] * WORLD_SIZE
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return on_two_ranks(first_weights, tmp_path_factory.mktemp("weights"))
+    return run_ranks(first_weights, WORLD_SIZE, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return on_two_ranks(gradients, tmp_path_factory.mktemp("gradients"))
+    return run_ranks(gradients, WORLD_SIZE, tmp_path_factory.mktemp("gradients"))
 
 
 @pytest.mark.heavy

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2_ds.config.deepspeed import load_template
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
+from gpt2_ds.config.template_file import load_template
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
@@ -37,7 +37,7 @@ SETTINGS = [
 
 
 def batches() -> torch.Tensor:
-    """(steps, 8 sequences, 65 tokens): a noisy periodic text, so that there is something to learn."""
+    """(steps, 8 sequences, 65 tokens): a noisy periodic text, so that something can be learned."""
     generator = torch.Generator().manual_seed(3)
     start = torch.randint(0, 257, (STEPS, 8, 1), generator=generator)
     noise = torch.randint(0, 4, (STEPS, 8, 65), generator=generator)

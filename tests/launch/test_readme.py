@@ -1,0 +1,115 @@
+"""README's commands, run in order in a copy of the repository, without compiler or network."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.launch.commands import bare_environment, copy_of_repository, run_command
+from tests.ranks import free_port
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()
+]
+SET_UP = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
+TRAIN = f"{SET_UP} && deepspeed launch/train.py --recipe recipes/quickstart.yaml"
+TEST = f"{SET_UP} -r requirements-dev.txt && python -m pytest"
+
+
+def test_the_first_two_commands_are_to_train_and_to_test() -> None:
+    assert COMMANDS[0] == TRAIN
+    assert TEST in COMMANDS
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    text = (REPOSITORY / ".ci/run").read_text()
+    program = re.search(r"command=\$\(awk '(.*?)' README.md\)", text)
+    assert program
+    found = subprocess.run(
+        ["awk", program.group(1), "README.md"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert found == TEST
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    names = re.findall(r"`((?:launch|recipes|ds_configs|gpt2_ds)/[\w./]+\.\w+)`", README)
+    assert len(names) > 10
+    missing = [name for name in names if not (REPOSITORY / name).exists()]
+    assert missing == []
+    for folder, ending in (("recipes", "yaml"), ("ds_configs", "json")):
+        for path in (REPOSITORY / folder).glob(f"*.{ending}"):
+            assert f"`{folder}/{path.name}`" in README, f"README does not name {path.name}"
+
+
+def tensorboard_answers(folder: Path, environment: dict[str, str]) -> bool:
+    port = free_port()
+    server = subprocess.Popen(
+        ["tensorboard", "--logdir", "runs", "--port", str(port)],
+        cwd=folder,
+        env=environment,
+        executable=f"{environment['PATH']}/tensorboard",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                address = f"http://127.0.0.1:{port}/data/runs"
+                with urllib.request.urlopen(address, timeout=5) as answer:
+                    if b"quickstart" in answer.read():
+                        return True
+            except OSError:
+                continue
+        return False
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.mark.heavy
+def test_the_commands_do_what_the_readme_says(tmp_path: Path) -> None:
+    folder = copy_of_repository(tmp_path / "clone")
+    environment = bare_environment(tmp_path / "environment")
+    shared_memory = sorted(Path("/dev/shm").iterdir())
+    ran = []
+    for command in COMMANDS:
+        if command == TEST:
+            continue  # this run
+        if command.startswith("tensorboard"):
+            assert tensorboard_answers(folder, environment), command
+            continue
+        shown = run_command(command.removeprefix(f"{SET_UP} && "), folder, environment)
+        assert shown.returncode == 0, f"{command}\n{shown.stdout[-3000:]}\n{shown.stderr[-3000:]}"
+        assert "Traceback" not in shown.stderr, command
+        ran.append(shown)
+    assert len(ran) >= 5
+    trained, sampled = ran[0].stdout, ran[1].stdout
+    losses = [float(x) for x in re.findall(r"validation after step \d+: loss ([\d.]+)", trained)]
+    assert losses[-1] < 2.2, losses  # 5.5 at the start
+    assert len(losses) >= 3
+    for words in (
+        r"step +\d+/\d+  loss [\d.]+  lr \S+  [\d,]+ tokens/s  \d:\d\d:\d\d left",
+        r"sample after step \d+:\n  \| def ",
+        r"Trained for 0:\d\d:\d\d",
+        r"tensorboard --logdir runs",
+        r'python launch/generate.py --run runs/quickstart --prompt "def "',
+    ):
+        assert re.search(words, trained), words
+    print(re.search(r"Trained for .*", trained))
+    assert sampled.startswith("def ")
+    assert len(sampled) > 40
+    # No op was compiled, and nothing is left in shared memory.
+    assert not list((tmp_path / "environment/extensions").glob("**/*.so"))
+    assert sorted(Path("/dev/shm").iterdir()) == shared_memory
