@@ -35,7 +35,13 @@ def _main(work: Callable[..., Any], environment: dict[str, str], folder: Path, a
     leave(0)
 
 
-def run_ranks(work: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
+def run_ranks(
+    work: Callable[..., Any],
+    world_size: int,
+    folder: Path,
+    *args: Any,
+    accelerator: str = "cpu",
+) -> list[Any]:
     """Each rank's result of `work(*args)`; `work` must be importable (a module's function)."""
     port = free_port()
     context = multiprocessing.get_context("spawn")
@@ -48,7 +54,7 @@ def run_ranks(work: Callable[..., Any], world_size: int, folder: Path, *args: An
             "LOCAL_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "DS_ACCELERATOR": "cpu",
+            "DS_ACCELERATOR": accelerator,
             "OMP_NUM_THREADS": "1",
         }
         processes.append(context.Process(target=_main, args=(work, environment, folder, args)))
