@@ -42,14 +42,16 @@ def small_plan(
     data: Path,
     run_dir: Path,
     *overrides: str,
-    template: str = "zero0",
+    template: str | Path = "zero0",
     world_size: int = 1,
     max_steps: int | None = None,
 ) -> RunPlan:
     return resolve_run(
         REPOSITORY / "recipes/quickstart.yaml",
         world_size=world_size,
-        template_file=REPOSITORY / "ds_configs" / f"{template}.json",
+        template_file=REPOSITORY / "ds_configs" / f"{template}.json"
+        if isinstance(template, str)
+        else template,
         overrides=[*SETTINGS, f"data.path={data}", *overrides],
         run_dir=run_dir,
         max_steps=max_steps,

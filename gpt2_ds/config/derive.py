@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
@@ -77,7 +78,7 @@ def count_parameters(
 
 
 def vocabulary_size(loaded: LoadedRecipe) -> int:
-    """Tokens of the recipe's tokenizer, the special one included.
+    """Tokens of the recipe's tokenizer, the special ones included.
 
     Raises:
         UserError: `tokenizer.name` is neither a known name nor a readable ranks file.
@@ -86,17 +87,18 @@ def vocabulary_size(loaded: LoadedRecipe) -> int:
     if name in _KNOWN_VOCABULARIES:
         return _KNOWN_VOCABULARIES[name]
     try:
-        ranks = sum(1 for line in Path(name).read_bytes().splitlines() if line.strip())
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        why = getattr(error, "strerror", error)
-        raise UserError(
-            Fault(
-                loaded.where("tokenizer.name"),
-                f"{name!r} is no known tokenizer, and no file that can be read ({why})",
-                "Write gpt2, bytes, or the path of a tiktoken ranks file.",
-            )
-        ) from None
-    return ranks + 1
+        lines = [line.split() for line in Path(name).read_bytes().splitlines() if line.strip()]
+        ids = [int(rank) for _, rank in lines]
+        beside = Path(name).parent / "tokenizer.json"
+        specials = json.loads(beside.read_bytes())["special_tokens"] if beside.exists() else {}
+        special_ids = [int(rank) for rank in specials.values()] or [max(ids) + 1]
+        return max(*ids, *special_ids) + 1
+    except OSError as error:
+        what = f"is no known tokenizer, and no file that can be read ({error.strerror})"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"is no ranks file: {error}"
+    fix = "Write gpt2, bytes, or the path of a tiktoken ranks file."
+    raise UserError(Fault(loaded.where("tokenizer.name"), f"{name!r} {what}", fix))
 
 
 def _near_multiples(value: int, of: int, least: int = 1) -> str:

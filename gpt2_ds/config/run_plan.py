@@ -96,9 +96,14 @@ def resolve_run(
         template=template,
         template_file=str(chosen),
         derived=derived,
-        run_dir=run_dir or Path("runs") / loaded.name,
+        run_dir=run_dir or default_run_dir(loaded),
         last_step=min(max_steps or derived.steps, derived.steps),
     )
+
+
+def default_run_dir(loaded: LoadedRecipe) -> Path:
+    """Where a recipe's run is written without --run-dir."""
+    return Path("runs") / loaded.name
 
 
 def check_same_run(plan: RunPlan) -> None:
@@ -132,14 +137,17 @@ def describe(plan: RunPlan) -> str:
     """What `--dry-run` prints: every value with its origin, then what follows from them."""
     rows = [
         (key, json.dumps(value), plan.loaded.origin(key))
-        for key, value in flatten(plan.recipe.model_dump())
+        for key, value in flatten(plan.recipe.model_dump() | {"template": plan.template_file})
     ]
+    if plan.template_file != plan.recipe.template:
+        rows[0] = (*rows[0][:2], "--template")
     rows += [
         (key, f"{value:,}" if isinstance(value, int) else str(value), "derived")
         for key, value in asdict(plan.derived).items()
     ]
-    rows += [("run_dir", str(plan.run_dir), "--run-dir or recipe name")]
-    rows += [("template", plan.template_file, "--template or recipe")]
+    default = default_run_dir(plan.loaded)
+    origin = "from the recipe's name" if plan.run_dir == default else "--run-dir"
+    rows += [("run_dir", str(plan.run_dir), origin)]
     wide, mid = (max(len(row[i]) for row in rows) for i in (0, 1))
     table = "\n".join(f"{key:{wide}}  {value:{mid}}  {origin}" for key, value, origin in rows)
     config = json.dumps(plan.deepspeed(cpu_adam=False), indent=2)

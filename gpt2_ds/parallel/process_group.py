@@ -8,7 +8,7 @@ import resource
 import sys
 import warnings
 from datetime import timedelta
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import deepspeed
 import deepspeed.ops
@@ -70,6 +70,12 @@ def local_device() -> torch.device:
     if accelerator.device_name() == "cpu":
         return torch.device("cpu")
     return torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
+
+
+def supports(dtype: Literal["fp32", "bf16", "fp16"]) -> bool:
+    """Whether DeepSpeed can train in a number format on this device."""
+    formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return formats[dtype] in get_accelerator().supported_dtypes()
 
 
 def device_title() -> str:

@@ -8,6 +8,8 @@ from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan, check_same_run
 from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.prepare import ensure_prepared, prepare
+from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.checkpoint_manifest import check_resumable, complete_checkpoints
 
 
@@ -23,14 +25,7 @@ def open_inputs(plan: RunPlan) -> Dataset:
     if recipe.data.prepare is not None:
         _prepare_once(plan)
     dataset = Dataset.open(Path(recipe.data.path))
-    tokenizer = dataset.tokenizer
-    if tokenizer.n_vocab != plan.derived.vocab_size:
-        raise user_error(
-            loaded.where("tokenizer.name"),
-            f"{recipe.tokenizer.name!r} has {plan.derived.vocab_size} tokens, and {dataset.path} "
-            f"was made with {tokenizer.name!r}, which has {tokenizer.n_vocab}",
-            "Name the tokenizer of the data, or prepare the data again.",
-        )
+    _check_tokenizer(plan, dataset)
     available = dataset.split("validation").n_windows(recipe.data.seq_length)
     if available < plan.derived.evaluation_windows:
         raise user_error(
@@ -58,11 +53,24 @@ def open_inputs(plan: RunPlan) -> Dataset:
     return dataset
 
 
+def _check_tokenizer(plan: RunPlan, dataset: Dataset) -> None:
+    """Hold the recipe's tokenizer against the data's: the name, or for a file all it holds."""
+    name, used = plan.recipe.tokenizer.name, dataset.tokenizer
+    if Path(name).is_file():
+        same = load_tokenizer(name).sha256 == used.sha256
+    else:
+        same = (name, plan.derived.vocab_size) == (used.name, used.n_vocab)
+    if not same:
+        raise user_error(
+            plan.loaded.where("tokenizer.name"),
+            f"{name!r} has {plan.derived.vocab_size} tokens, and {dataset.path} was made with "
+            f"{used.name!r}, which has {used.n_vocab}",
+            "Name the tokenizer of the data, or prepare the data again.",
+        )
+
+
 def _prepare_once(plan: RunPlan) -> None:
     """Make the dataset unless it is there; of ranks started together, one works."""
-    from gpt2_ds.data.prepare import ensure_prepared, prepare
-    from gpt2_ds.data.tokenizer import load_tokenizer
-
     recipe = plan.recipe
     wanted = recipe.data.prepare
     assert wanted is not None

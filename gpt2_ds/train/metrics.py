@@ -83,7 +83,8 @@ class Metrics:
             norm: the gradient norm where the engine keeps none.
 
         Raises:
-            RunError: the loss is no finite number.
+            RunError: the loss or the gradient norm is no finite number. In fp16 a norm may be: the
+                loss scale finds its size by it, and DeepSpeed leaves such an update out.
         """
         mean = loss.detach().double().reshape(1).clone()
         worst = torch.tensor([self._wait, peak_memory_bytes()], dtype=torch.float64)
@@ -117,11 +118,15 @@ class Metrics:
             f"loss {loss_value:.4f}  lr {learning_rate:.2e}  "
             f"{tokens_per_second:,.0f} tokens/s{mfu}  {left} left"
         )
-        if not math.isfinite(loss_value):
-            raise RunError(
-                f"{self._plan.run_dir}: step {step}: the loss is {loss_value}. The last checkpoint "
-                "is untouched; lower optimizer.lr or look at the data of this step."
-            )
+        watched = {"loss": loss_value}
+        if self._plan.recipe.precision.dtype != "fp16":
+            watched["gradient norm"] = values["gradient_norm"] or 0.0
+        for name, value in watched.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{self._plan.run_dir}: step {step}: the {name} is {value}. The last "
+                    "checkpoint is untouched; lower optimizer.lr or look at the data of this step."
+                )
 
     def log_validation(self, step: int, loss: float) -> None:
         """Write a validation loss in nats per token, and its perplexity."""
@@ -134,7 +139,11 @@ class Metrics:
             return
         present = {name: value for name, value in values.items() if value is not None}
         prefix = "" if kind == "train" else f"{kind}_"
-        line = {"step": step, **{f"{prefix}{name}": value for name, value in present.items()}}
+        line = {"step": step} | {
+            # JSON has no word for what is no finite number.
+            f"{prefix}{name}": value if math.isfinite(value) else None
+            for name, value in present.items()
+        }
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self._engine.monitor.write_events(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, exit_code_of
+from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, exit_code_of, user_error
 from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.dataset import Dataset
@@ -19,7 +19,7 @@ from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.engine import build_engine
-from gpt2_ds.parallel.process_group import device_title, join, leave
+from gpt2_ds.parallel.process_group import device_title, join, leave, supports
 from gpt2_ds.train.checkpoint import load_newest
 from gpt2_ds.train.loop import Run, train_steps
 from gpt2_ds.train.metrics import Metrics, say
@@ -48,6 +48,13 @@ def train(plan: RunPlan, dataset: Dataset) -> None:
         RunError: the run failed in a way that is understood.
     """
     device = join()
+    dtype = plan.recipe.precision.dtype
+    if not supports(dtype):
+        raise user_error(
+            plan.loaded.where("precision.dtype"),
+            f"{dtype} cannot be trained on {device_title()}",
+            "Set it to bf16 or fp32.",
+        )
     _verify_together(dataset)
     cpu_adam = _use_cpu_adam(plan)
     deepspeed_config = plan.deepspeed(cpu_adam=cpu_adam)

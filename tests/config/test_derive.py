@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -282,8 +283,8 @@ def test_the_small_recipe(tmp_path: Path) -> None:
         (
             'tokenizer.name="a\\0b"',
             1,
-            "tokenizer.name: 'a\\x00b' is no known tokenizer, and no file that can be read "
-            "(embedded null byte). Write gpt2, bytes, or the path of a tiktoken ranks file.",
+            "tokenizer.name: 'a\\x00b' is no ranks file: embedded null byte. "
+            "Write gpt2, bytes, or the path of a tiktoken ranks file.",
         ),
     ],
 )
@@ -345,6 +346,12 @@ def test_the_vocabulary_of_a_ranks_file(tmp_path: Path) -> None:
     assert vocabulary_size(load_small(tmp_path)) == 257
     folder = load_small(tmp_path, f"tokenizer.name={tmp_path}")
     assert "(Is a directory)" in only_fault(lambda: vocabulary_size(folder))
+    specials = {"special_tokens": {"<|endoftext|>": 3, "<|pad|>": 7}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(specials))
+    assert vocabulary_size(load_small(tmp_path, f"tokenizer.name={ranks}")) == 8
+    ranks.write_bytes(b"no ranks here")
+    text = load_small(tmp_path, f"tokenizer.name={ranks}")
+    assert f"'{ranks}' is no ranks file: " in only_fault(lambda: vocabulary_size(text))
 
 
 def test_the_fields_of_the_model(tmp_path: Path) -> None:

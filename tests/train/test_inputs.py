@@ -64,6 +64,18 @@ def test_data_of_another_tokenizer(data: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_ranks_file_must_be_that_of_the_data(data: Path, tmp_path: Path) -> None:
+    same = data / "tokenizer/ranks.tiktoken"
+    assert open_inputs(small_plan(data, tmp_path / "run", f"tokenizer.name={same}"))
+    lines = same.read_text().splitlines()
+    lines[0], lines[1] = f"{lines[0].split()[0]} 1", f"{lines[1].split()[0]} 0"
+    other = tmp_path / "other.tiktoken"  # as large, with two tokens exchanged
+    other.write_text("\n".join(lines))
+    (tmp_path / "tokenizer.json").write_bytes((data / "tokenizer/tokenizer.json").read_bytes())
+    message = refusal(small_plan(data, tmp_path / "run", f"tokenizer.name={other}"))
+    assert "has 257 tokens, and" in message
+
+
 def test_more_validation_tokens_than_there_are(data: Path, tmp_path: Path) -> None:
     available = Dataset.open(data).split("validation").n_windows(32) * 32
     assert open_inputs(small_plan(data, tmp_path / "run", f"evaluation.tokens={available}"))
@@ -153,9 +165,8 @@ def test_the_folder_of_the_data_is_taken(texts: Path, tmp_path: Path) -> None:
 _RANK = """
 import sys, time
 from pathlib import Path
-import gpt2_ds.data.prepare as module
+import gpt2_ds.train.inputs as module
 from gpt2_ds.config.run_plan import resolve_run
-from gpt2_ds.train.inputs import open_inputs
 
 calls, plain = Path(sys.argv[1]), module.prepare
 
@@ -167,7 +178,7 @@ def slow(*args, **kwargs):
 
 module.prepare = slow
 plan = resolve_run(Path("recipes/quickstart.yaml"), world_size=2, overrides=sys.argv[2:])
-print(open_inputs(plan).fingerprint)
+print(module.open_inputs(plan).fingerprint)
 """
 
 

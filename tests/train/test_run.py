@@ -63,6 +63,40 @@ def test_resumed_losses_are_bit_equal(world_size: int, data: Path, tmp_path: Pat
         assert (resumed / "checkpoints/latest").read_text() == "step_00000008"
 
 
+def fp16_refused_then_seeds(data: Path, folder: Path) -> tuple[str, int]:
+    """What fp16 says on a CPU; and this rank's seed of dropout after a run began."""
+    from gpt2_ds.data.dataset import Dataset
+    from gpt2_ds.train.run import train
+
+    dataset = Dataset.open(data)
+    half = small_plan(data, folder / "half", "precision.dtype=fp16", template="zero1", world_size=2)
+    message = ""
+    try:
+        train(half, dataset)
+    except UserError as error:
+        message = str(error)
+    csv = folder / "csv.json"
+    csv.write_text('{"zero_optimization": {"stage": 1}, "csv_monitor": {"enabled": true}}')
+    train(small_plan(data, folder / "run", template=csv, world_size=2, max_steps=2), dataset)
+    return message, torch.initial_seed()
+
+
+@pytest.mark.heavy
+def test_fp16_on_a_cpu_dropout_seeds_and_csv_files(data: Path, tmp_path: Path) -> None:
+    (message, seed), (other_message, other_seed) = run_ranks(
+        fp16_refused_then_seeds, 2, tmp_path, data, tmp_path
+    )
+    assert message == other_message
+    assert message == (
+        "--set: precision.dtype: fp16 cannot be trained on cpu. Set it to bf16 or fp32."
+    )
+    assert not (tmp_path / "half").exists()
+    assert seed != other_seed
+    written = (tmp_path / "run/csv/train_loss.csv").read_text().splitlines()
+    losses = metrics_of(tmp_path / "run", "step", "loss")
+    assert [line.split(",")[0] for line in written[1:]] == [str(step) for step, _ in losses]
+
+
 def one_run(data: Path, run_dir: Path, world_size: int, overrides: tuple[str, ...]) -> str:
     from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
