@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.data.shards import write_atomically
+from gpt2_ds.data.durable_file import write_durably
 
 MANIFEST_FILE = "manifest.json"
 FORMAT: Final = 1
@@ -138,7 +138,7 @@ class Manifest(_Part):
     def write(self, directory: Path) -> None:
         """Write it into `directory`, complete or not at all."""
         text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        write_atomically(directory / MANIFEST_FILE, [text.encode() + b"\n"])
+        write_durably(directory / MANIFEST_FILE, [text.encode() + b"\n"])
 
 
 def read_manifest(directory: Path) -> Manifest:

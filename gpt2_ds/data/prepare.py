@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import uuid
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
+from gpt2_ds.data.durable_file import sync
 from gpt2_ds.data.encoding_pool import Arrays, Block, encode_blocks
 from gpt2_ds.data.manifest import (
     FORMAT,
@@ -129,7 +129,7 @@ def prepare(
         _sync_directories(temporary)
         manifest.write(temporary)
         temporary.rename(out)  # fails where something has come to be there since
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         raise RunError(f"{out}: could not be written: {error}. Nothing was left there.") from error
     finally:
@@ -252,15 +252,7 @@ class _SplitWriter:
 def _sync_directories(directory: Path) -> None:
     """Make durable what is in `directory` and in the folders in it."""
     for path in [*directory.glob("*/*"), *directory.glob("*/"), directory]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def ensure_prepared(path: Path, prepare_call: Callable[[], object]) -> None:

@@ -9,10 +9,8 @@ Source: https://github.com/karpathy/llm.c, dev/data/data_common.py, write_datafi
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.data.durable_file import sha256_of, write_durably
 
 HEADER_BYTES = 1024
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
@@ -98,27 +97,9 @@ def write_shard(
         eot_token,
         tokenizer_sha256,
     )
-    write_atomically(path.with_suffix(".idx"), [document_starts.astype("<u4").data])
+    write_durably(path.with_suffix(".idx"), [document_starts.astype("<u4").data])
     body = np.ascontiguousarray(tokens, dtype=header.dtype)
-    return header, write_atomically(path, [header.to_bytes(), body.data])
-
-
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Write a file that is complete, on the disk, or not there at all.
-
-    Returns:
-        The sha256 of what was written.
-    """
-    digest = hashlib.sha256()
-    part = path.with_name(path.name + ".tmp")
-    with part.open("wb") as file:
-        for chunk in parts:
-            digest.update(chunk)
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    return digest.hexdigest()
+    return header, write_durably(path, [header.to_bytes(), body.data])
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -205,7 +186,6 @@ def hash_file(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise user_error(str(path), f"cannot be read ({error.strerror})", _REMAKE) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.recipe_file import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.data.durable_file import sync
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -27,8 +27,7 @@ from gpt2_ds.train.checkpoint_manifest import (
 from gpt2_ds.train.metrics import say
 from gpt2_ds.train.run_directory import (
     package_versions,
-    replace_file,
-    sync_directory,
+    write_text,
 )
 
 
@@ -82,11 +81,11 @@ def save_checkpoint(
             versions=package_versions(),
             files=files,
         )
-        replace_file(partial / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        write_text(partial / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)  # only an unfinished or damaged one can be there
         partial.rename(final)
-        sync_directory(checkpoints)
-        replace_file(checkpoints / "latest", name)  # for DeepSpeed's own tools
+        sync(checkpoints)
+        write_text(checkpoints / "latest", name)  # for DeepSpeed's own tools
         _prune(plan)
     dist.barrier()
     return final
@@ -104,9 +103,7 @@ def _hash_all(folder: Path) -> dict[str, FileRecord]:
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     mine = {}
     for name in names[rank() :: world_size()]:
-        descriptor = os.open(folder / name, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(folder / name)
         mine[name] = hash_file(folder / name)
     parts: list[dict[str, FileRecord]] = [{} for _ in range(world_size())]
     dist.all_gather_object(parts, mine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt2_ds.config.errors import UserError, user_error
+from gpt2_ds.data.durable_file import sha256_of
 
 MANIFEST = "manifest.json"
-_CHUNK_BYTES = 1 << 22
 
 
 class FileRecord(BaseModel):
@@ -63,12 +62,7 @@ def step_name(step: int) -> str:
 
 def hash_file(path: Path) -> FileRecord:
     """Size in bytes and sha256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(bytes=size, sha256=digest.hexdigest())
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.data.durable_file import write_durably
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "deepspeed", "numpy", "tiktoken", "pydantic", "tensorboard")
@@ -27,10 +27,10 @@ def write_run_files(plan: RunPlan, deepspeed_config: dict[str, Any], hosts: list
         hosts: name of each rank's host, by rank.
     """
     plan.run_dir.mkdir(parents=True, exist_ok=True)
-    replace_file(plan.run_dir / "deepspeed.json", json.dumps(deepspeed_config, indent=2) + "\n")
-    replace_file(plan.run_dir / "environment.json", json.dumps(environment(hosts), indent=2) + "\n")
+    write_text(plan.run_dir / "deepspeed.json", json.dumps(deepspeed_config, indent=2) + "\n")
+    write_text(plan.run_dir / "environment.json", json.dumps(environment(hosts), indent=2) + "\n")
     # Last: its presence makes the folder a run.
-    replace_file(plan.run_dir / "recipe.yaml", dump_recipe(plan.recipe))
+    write_text(plan.run_dir / "recipe.yaml", dump_recipe(plan.recipe))
 
 
 def environment(hosts: list[str]) -> dict[str, Any]:
@@ -71,21 +71,6 @@ def git_commit() -> str:
         return "unknown"
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never a part."""
-    fresh = path.with_name(f"{path.name}.tmp")
-    with fresh.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(fresh, path)  # noqa: PTH105
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole."""
+    write_durably(path, [text.encode()])

@@ -11,14 +11,14 @@ import pytest
 
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.train import run_directory
-from gpt2_ds.train.run_directory import environment, git_commit, replace_file, write_run_files
+from gpt2_ds.train.run_directory import environment, git_commit, write_run_files, write_text
 from tests.small_run import small_plan
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
-    replace_file(path, "a long first text")
-    replace_file(path, "é\n")
+    write_text(path, "a long first text")
+    write_text(path, "é\n")
     assert path.read_bytes() == "é\n".encode()
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
@@ -27,7 +27,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace_file(path, "never finished")
+        write_text(path, "never finished")
     assert path.read_text() == "é\n"
 
 

@@ -1,0 +1,42 @@
+"""Files that are complete and on the disk, or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write a file so that a reader sees all of it, the one before it, or none; even after a crash.
+
+    Returns:
+        The sha256 of what was written, in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    fresh = path.with_name(f"{path.name}.tmp")
+    with fresh.open("wb") as file:
+        for chunk in parts:
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync(path.parent)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
