@@ -43,9 +43,14 @@ def main() -> int:
     from gpt2_ds.parallel.process_group import join, leave
     from gpt2_ds.train.benchmark import benchmark  # torch and deepspeed: after the quick checks
 
-    join()
-    benchmark(plans, steps=args.steps, warmup_steps=args.warmup_steps, plain_torch=args.plain_torch)
-    leave(EXIT_DONE)
+    def measure() -> int:
+        join()
+        benchmark(
+            plans, steps=args.steps, warmup_steps=args.warmup_steps, plain_torch=args.plain_torch
+        )
+        return EXIT_DONE
+
+    leave(exit_code_of(measure))
 
 
 if __name__ == "__main__":

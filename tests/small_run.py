@@ -34,7 +34,8 @@ SETTINGS = [
 def small_dataset(folder: Path) -> Path:
     """About 200,000 byte tokens of Python."""
     path = folder / "data"
-    prepare([REPOSITORY / "gpt2_ds"], path, load_tokenizer("bytes"), validation_fraction=0.1)
+    sources = sorted((REPOSITORY / "gpt2_ds").rglob("*.py"))
+    prepare(sources, path, load_tokenizer("bytes"), validation_fraction=0.1)
     return path
 
 

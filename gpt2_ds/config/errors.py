@@ -14,6 +14,8 @@ EXIT_RUN_FAILED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_PREEMPTED = 75
 
+_OTHER_RANKS_WAIT_SECONDS = 4.0
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -71,8 +73,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run one command of `launch/`; print a user's mistake without a traceback.
 
-    Under a launcher every rank finds the same mistake; rank 0 alone prints it. The others wait a
-    little before they end, for a launcher that sees one rank end kills the rest at once.
+    Under a launcher every rank finds the same mistake, and rank 0 prints it. A launcher that sees
+    rank 0 end kills the others; one that still lives after a while has a mistake of its own (a
+    folder that its machine lacks), and prints it.
 
     Args:
         command: does the work and returns the exit code.
@@ -86,9 +89,10 @@ def exit_code_of(command: Callable[[], int]) -> int:
         lines, code = [str(fault) for fault in error.faults], EXIT_WRONG_INPUT
     except RunError as error:
         lines, code = [str(error)], EXIT_RUN_FAILED
-    if os.environ.get("RANK", "0") == "0":
-        for line in lines:
-            print(f"error: {line}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(1.0)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+    who = "" if rank == "0" else f" (rank {rank})"
+    for line in lines:
+        print(f"error{who}: {line}", file=sys.stderr, flush=True)
     return code

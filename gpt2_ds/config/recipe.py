@@ -15,6 +15,7 @@ Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
 NotNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Dtype = Literal["fp32", "bf16", "fp16"]
 NotNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
@@ -162,7 +163,7 @@ AnySchedule = Annotated[
 class PrecisionSection(Section):
     """Number formats."""
 
-    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype: Dtype
     """Weights, activations and gradients in forward and backward. The optimizer's are fp32."""
     grad_accum_dtype: Literal["fp32", "same"] = "fp32"
     """Format in which micro-steps' gradients add up; `same`: as dtype (less memory, less exact)."""
@@ -232,6 +233,7 @@ NOT_IN_FINGERPRINT = (
     "batch.micro_batch_size",  # memory and speed
     "data.path",  # the data's own fingerprint is compared instead
     "data.prepare",
+    "evaluation",  # looks at the weights, and changes none
     "checkpoint",  # cadence of saving and printing
     "logging",
 )

@@ -154,8 +154,6 @@ class Template(Section):
 
     zero_optimization: ZeroOptimization
     """ZeRO."""
-    communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
-    """Format of reduced gradients; absent: the one they accumulate in."""
     prescale_gradients: bool = False
     """Divide gradients before the reduction instead of after."""
     gradient_predivide_factor: PositiveFloat = 1.0

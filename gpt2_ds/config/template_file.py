@@ -23,6 +23,7 @@ RECIPE_KEYS = {
     "bf16": "precision.dtype",
     "fp16": "precision.dtype",
     "data_types": "precision.grad_accum_dtype",
+    "communication_data_type": "precision.grad_accum_dtype",
     "activation_checkpointing": "activation_checkpointing",
     "steps_per_print": "logging.interval_steps",
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import resource
 import sys
 import warnings
 from datetime import timedelta
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import deepspeed
 import deepspeed.ops
@@ -18,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
 from gpt2_ds.config.launcher import local_world_size
+from gpt2_ds.config.recipe import Dtype
 
 _ALONE = {
     "RANK": "0",
@@ -72,7 +74,7 @@ def local_device() -> torch.device:
     return torch.device(accelerator.device_name(int(os.environ.get("LOCAL_RANK", "0"))))
 
 
-def supports(dtype: Literal["fp32", "bf16", "fp16"]) -> bool:
+def supports(dtype: Dtype) -> bool:
     """Whether DeepSpeed can train in a number format on this device."""
     formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return formats[dtype] in get_accelerator().supported_dtypes()
@@ -98,9 +100,11 @@ def leave(code: int) -> NoReturn:
     torch aborts now and then at the interpreter's exit after gloo was used (pytorch #190489, seen
     in 2.13): so the process ends without one.
     """
-    if code == 0 and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    if code == 0:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        atexit._run_exitfuncs()  # what os._exit leaves out: W&B and Comet finish their runs there
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -20,7 +20,8 @@ from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.train.metrics import say
+from gpt2_ds.train.run import check_dtype, use_cpu_adam
+from gpt2_ds.train.terminal import say
 
 PLAIN_TORCH = "plain torch"
 Step = Callable[[list[Tensor]], None]
@@ -47,7 +48,10 @@ class Timing:
 def engine_step(plan: RunPlan) -> Step:
     """One optimizer step of a DeepSpeed engine, as the training loop takes it."""
     recipe = plan.recipe
-    config = plan.deepspeed(cpu_adam=False) | {"tensorboard": {"enabled": False}}
+    config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
+    config |= {
+        name: {"enabled": False} for name in ("tensorboard", "wandb", "csv_monitor", "comet")
+    }
     engine = build_engine(
         GPT2Config(**model_fields(recipe, plan.derived.vocab_size)),
         config,
@@ -163,7 +167,7 @@ def report(plan: RunPlan, timings: list[Timing]) -> Iterator[str]:
             f"{'' if mfu is None else f'{mfu:.3f}':>6} "
             f"{'' if plain is None else f'{timing.median / plain:.3f}':>17}"
         )
-    yield f"peak memory of rank 0: {peak_memory_bytes() / 2**30:.2f} GiB"
+    yield f"peak memory of rank 0, all of these together: {peak_memory_bytes() / 2**30:.2f} GiB"
 
 
 def benchmark(
@@ -176,7 +180,11 @@ def benchmark(
         steps: timed steps of each.
         warmup_steps: steps before the clock runs.
         plain_torch: measure the plain twin too; one process only.
+
+    Raises:
+        UserError: this device cannot train in the recipe's number format.
     """
+    check_dtype(plans[0])
     contestants: dict[str, Step] = {PLAIN_TORCH: plain_torch_step(plans[0])} if plain_torch else {}
     contestants |= {plan.template_file: engine_step(plan) for plan in plans}
     timings = measure(

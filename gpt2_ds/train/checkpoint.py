@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,11 +24,11 @@ from gpt2_ds.train.checkpoint_manifest import (
     hash_file,
     step_name,
 )
-from gpt2_ds.train.metrics import say
 from gpt2_ds.train.run_directory import (
     package_versions,
     write_text,
 )
+from gpt2_ds.train.terminal import say
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _random_states() -> dict[str, torch.Tensor]:
 
 def _hash_all(folder: Path) -> dict[str, FileRecord]:
     """Hash and fsync every file, shared among the ranks. Collective."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    names = _of_rank_0(sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
     mine = {}
     for name in names[rank() :: world_size()]:
         sync(folder / name)
@@ -124,11 +124,13 @@ def load_newest(plan: RunPlan, engine: Any) -> Progress:
     Raises:
         RunError: there are complete checkpoints and all are damaged.
     """
-    complete = complete_checkpoints(plan.run_dir)
+    complete = _of_rank_0(complete_checkpoints(plan.run_dir))
+    passed_over: list[Path] = []
     for path, manifest in complete:
         damaged = _agree(damaged_files(path, manifest, part=rank(), parts=world_size()))
         if damaged:
             say(f"warning: {path / damaged[0]}: not what was saved; going back one checkpoint")
+            passed_over.append(path)
             continue
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
@@ -138,6 +140,9 @@ def load_newest(plan: RunPlan, engine: Any) -> Progress:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])
+        if rank() == 0:
+            for newer in passed_over:  # out of the way: it must not count as the newest again
+                newer.rename(newer.with_name(f"{newer.name}.damaged"))
         return Progress(manifest.step, manifest.samples_seen)
     if complete:
         raise RunError(
@@ -145,6 +150,16 @@ def load_newest(plan: RunPlan, engine: Any) -> Progress:
             "a copy, or remove them to begin at step 0."
         )
     return Progress(0, 0)
+
+
+Listing = TypeVar("Listing")
+
+
+def _of_rank_0(listing: Listing) -> Listing:
+    """What rank 0 sees in a folder: others may see it later on a network disk. Collective."""
+    box = [listing]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _agree(damaged: list[str]) -> list[str]:

@@ -143,13 +143,22 @@ def check_resumable(
     *,
     world_size: int,
     zero_stage: int,
+    dtype: str,
+    recipe_fingerprint: str,
     data_fingerprint: str,
 ) -> None:
     """Refuse to go on from a checkpoint in a form that DeepSpeed cannot load.
 
     Raises:
-        UserError: another world size, ZeRO stage or dataset.
+        UserError: another world size, ZeRO stage, number format, recipe or dataset.
     """
+    if manifest.recipe_fingerprint != recipe_fingerprint or manifest.dtype != dtype:
+        raise user_error(
+            f"{path}: recipe_fingerprint",
+            f"written by another recipe ({manifest.recipe_fingerprint[:12]}, {manifest.dtype}) "
+            f"than this one ({recipe_fingerprint[:12]}, {dtype})",
+            "Train with the recipe of this run, or use another --run-dir.",
+        )
     if manifest.data_fingerprint != data_fingerprint:
         raise user_error(
             f"{path}: data_fingerprint",

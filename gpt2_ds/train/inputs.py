@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.launcher import rank
+from gpt2_ds.config.recipe_file import fingerprint
 from gpt2_ds.config.run_plan import RunPlan, check_same_run
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.prepare import ensure_prepared, prepare
@@ -42,12 +43,22 @@ def open_inputs(plan: RunPlan) -> Dataset:
             f"{recipe.data.seq_length} tokens, and no training shard of {dataset.path} is longer",
             "Prepare more text, or shorten it.",
         )
+    prompt = len(dataset.tokenizer.encode(recipe.evaluation.sample_prompt)) + 1
+    if recipe.evaluation.sample_tokens and prompt > recipe.model.n_positions:
+        raise user_error(
+            loaded.where("evaluation.sample_prompt"),
+            f"{prompt} tokens with end-of-text, and model.n_positions is "
+            f"{recipe.model.n_positions}",
+            "Shorten it.",
+        )
     for path, manifest in complete_checkpoints(plan.run_dir)[:1]:
         check_resumable(
             path,
             manifest,
             world_size=plan.derived.world_size,
             zero_stage=plan.template.zero_optimization.stage,
+            dtype=recipe.precision.dtype,
+            recipe_fingerprint=fingerprint(recipe),
             data_fingerprint=dataset.fingerprint,
         )
     return dataset

@@ -51,8 +51,11 @@ def train_steps(run: Run, start: Progress) -> Progress:
         progress = Progress(progress.step + 1, samples_seen)
         step, last = progress.step, progress.step == plan.last_step
         save_due = last or step % recipe.checkpoint.interval_steps == 0
-        # Logging looks at the loss: once it is no number, nothing is saved any more.
-        log_due = save_due or step == 1 or step % recipe.logging.interval_steps == 0
+        evaluation_due = last or step % recipe.evaluation.interval_steps == 0
+        # Logging waits for the device, so no step is timed as a part of what comes after it; and it
+        # looks at the loss: once it is no number, nothing is saved any more.
+        log_due = save_due or evaluation_due or step % recipe.logging.interval_steps == 0
+        log_due |= step == start.step + 1  # which compiles and fills caches
 
         rate = learning_rate(
             recipe.schedule, recipe.optimizer.lr, samples_seen * recipe.data.seq_length
@@ -74,9 +77,6 @@ def train_steps(run: Run, start: Progress) -> Progress:
         if log_due:
             metrics.log_step(step, step_loss, rate, norm)
         with metrics.aside():
-            if last or step % recipe.evaluation.interval_steps == 0:
-                metrics.log_validation(step, validate(run))
-                show_sample(run, step)
             if save_due:
                 save_checkpoint(
                     plan,
@@ -85,4 +85,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
                     data_fingerprint=run.dataset.fingerprint,
                     tokenizer_dir=run.dataset.path / "tokenizer",
                 )
+            if evaluation_due:
+                metrics.log_validation(step, validate(run))
+                show_sample(run, step)
     return progress

@@ -22,12 +22,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale
 from gpt2_ds.parallel.process_group import device_title, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-
-
-def say(text: str) -> None:
-    """Print on rank 0."""
-    if rank() == 0:
-        print(text, flush=True)
+from gpt2_ds.train.terminal import say
 
 
 class Metrics:

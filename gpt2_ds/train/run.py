@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, exit_code_of, user_error
 from gpt2_ds.config.launcher import nodes, rank, world_size
+from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.loader import TokenLoader
@@ -22,8 +23,9 @@ from gpt2_ds.parallel.engine import build_engine
 from gpt2_ds.parallel.process_group import device_title, join, leave, supports
 from gpt2_ds.train.checkpoint import load_newest
 from gpt2_ds.train.loop import Run, train_steps
-from gpt2_ds.train.metrics import Metrics, say
+from gpt2_ds.train.metrics import Metrics
 from gpt2_ds.train.run_directory import write_run_files
+from gpt2_ds.train.terminal import say
 
 
 def train_and_leave(plan: RunPlan, dataset: Dataset) -> NoReturn:
@@ -48,15 +50,9 @@ def train(plan: RunPlan, dataset: Dataset) -> None:
         RunError: the run failed in a way that is understood.
     """
     device = join()
-    dtype = plan.recipe.precision.dtype
-    if not supports(dtype):
-        raise user_error(
-            plan.loaded.where("precision.dtype"),
-            f"{dtype} cannot be trained on {device_title()}",
-            "Set it to bf16 or fp32.",
-        )
+    check_dtype(plan)
     _verify_together(dataset)
-    cpu_adam = _use_cpu_adam(plan)
+    cpu_adam = use_cpu_adam(plan)
     deepspeed_config = plan.deepspeed(cpu_adam=cpu_adam)
     hosts = [""] * world_size()
     dist.all_gather_object(hosts, platform.node())
@@ -70,7 +66,7 @@ def train(plan: RunPlan, dataset: Dataset) -> None:
         compile_model=recipe.model.compile,
     )
     torch.manual_seed(recipe.seed + 1 + rank())  # dropout differs between ranks
-    start = load_newest(plan, engine)
+    start = end = load_newest(plan, engine)
     say(_headline(plan, start.step))
     if start.step < plan.last_step:
         began = time.perf_counter()
@@ -94,25 +90,53 @@ def train(plan: RunPlan, dataset: Dataset) -> None:
                 device=device,
                 document_eot=dataset.tokenizer.eot_token if recipe.data.document_mask else None,
             )
-            train_steps(run, start)
+            end = train_steps(run, start)
         say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
-    say(_next_words(plan))
+    say(_next_words(plan, end.step))
 
 
 def _verify_together(dataset: Dataset) -> None:
-    """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective."""
+    """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective.
+
+    Raises:
+        UserError: a shard is damaged, or the ranks see different datasets at one path.
+    """
     faults: tuple[Fault, ...] = ()
     try:
         dataset.verify(rank(), world_size())
     except UserError as error:
         faults = error.faults
-    found: list[tuple[Fault, ...]] = [()] * world_size()
-    dist.all_gather_object(found, faults)
-    if any(found):
-        raise UserError(*(fault for part in found for fault in part))
+    found = [(dataset.fingerprint, faults)] * world_size()
+    dist.all_gather_object(found, (dataset.fingerprint, faults))
+    if others := [i for i, (seen, _) in enumerate(found) if seen != found[0][0]]:
+        faults = (
+            Fault(
+                f"{dataset.path}",
+                f"rank {others[0]} sees another dataset there than rank 0",
+                "Copy one dataset to every machine, or put it on a disk that all share.",
+            ),
+        )
+        raise UserError(*faults)
+    if any(part for _, part in found):
+        raise UserError(*(fault for _, part in found for fault in part))
 
 
-def _use_cpu_adam(plan: RunPlan) -> bool:
+def check_dtype(plan: RunPlan) -> None:
+    """Refuse a number format that this device cannot train in.
+
+    Raises:
+        UserError: names those that it can.
+    """
+    dtype, formats = plan.recipe.precision.dtype, get_args(Dtype)
+    if not supports(dtype):
+        raise user_error(
+            plan.loaded.where("precision.dtype"),
+            f"{dtype} cannot be trained on {device_title()}",
+            f"Set it to {' or '.join(name for name in formats if supports(name))}.",
+        )
+
+
+def use_cpu_adam(plan: RunPlan) -> bool:
     """DeepSpeedCPUAdam under offload, where its op can be built; torch's AdamW otherwise."""
     if plan.template.zero_optimization.offload_optimizer is None:
         return False
@@ -136,10 +160,9 @@ def _headline(plan: RunPlan, step: int) -> str:
     )
 
 
-def _next_words(plan: RunPlan) -> str:
+def _next_words(plan: RunPlan, step: int) -> str:
     prompt = plan.recipe.evaluation.sample_prompt or "The "
-    ended = plan.last_step == plan.derived.steps
-    state = "complete" if ended else f"stopped after step {plan.last_step}, as asked"
+    state = "complete" if step == plan.derived.steps else f"stopped after step {step}, as asked"
     return (
         f"The run in {plan.run_dir} is {state}. Next:\n"
         f"  tensorboard --logdir {plan.run_dir.parent}\n"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2_ds.config.derive import model_fields
+from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.data.tokenizer import Tokenizer
 from gpt2_ds.evaluation.generation import generate
@@ -56,6 +57,10 @@ def stream_samples(
     Raises:
         UserError: an argument of `generate` is out of its range.
     """
+    if num_samples < 1:
+        raise user_error("--num-samples", f"{num_samples} is below 1", "Give a number from 1 up.")
+    if not 0 <= seed < 2**62:
+        raise user_error("--seed", f"{seed} is not from 0 to 2^62 - 1", "Give a smaller number.")
     ids = [tokenizer.eot_token, *tokenizer.encode(prompt).tolist()]
     for sample in range(num_samples):
         columns = generate(

@@ -8,7 +8,7 @@ from gpt2_ds.config.launcher import rank
 from gpt2_ds.data.loader import validation_batches
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.evaluation.loss import validation_loss
-from gpt2_ds.train.metrics import say
+from gpt2_ds.train.terminal import say
 
 if TYPE_CHECKING:
     from gpt2_ds.train.loop import Run
@@ -29,7 +29,11 @@ def validate(run: Run) -> float:
 
 
 def show_sample(run: Run, step: int) -> None:
-    """Print a continuation of the recipe's prompt. Every rank computes it, as ZeRO-3 needs."""
+    """Print a continuation of the recipe's prompt.
+
+    Under ZeRO-3 each forward is collective: so every rank computes the sample, and none stops early
+    at an end-of-text that another one may not draw.
+    """
     evaluation, tokenizer = run.plan.recipe.evaluation, run.dataset.tokenizer
     if evaluation.sample_tokens == 0:
         return
@@ -41,8 +45,9 @@ def show_sample(run: Run, step: int) -> None:
         temperature=0.8,
         top_k=50,
         seed=run.plan.recipe.seed,
-        eot_token=tokenizer.eot_token,
     )
-    text = tokenizer.decode([int(column[0]) for column in columns])
+    drawn = [int(column[0]) for column in columns]
+    ended = drawn.index(tokenizer.eot_token) if tokenizer.eot_token in drawn else len(drawn)
+    text = tokenizer.decode(drawn[:ended])
     lines = f"{evaluation.sample_prompt}{text}".rstrip().splitlines()
     say("\n".join([f"sample after step {step}:", *(f"  | {line}" for line in lines)]))

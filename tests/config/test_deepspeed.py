@@ -15,6 +15,7 @@ from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_file import RECIPE_KEYS, check_template, load_template
 from tests.config.small_recipe import faults_of, load_small, only_fault, small_file
+from tests.conftest import REPOSITORY
 
 TEMPLATES = sorted(Path("ds_configs").glob("*.json"))
 
@@ -45,7 +46,7 @@ def zero(rest: str) -> str:
     "text, message",
     [
         (with_zero('"wal_clock_breakdown": true'), "no such key. Did you mean wall_clock_breakd"),
-        (with_zero('"zzz": 1'), "no such key. Known here: comet, comms_logger, communication_dat"),
+        (with_zero('"zzz": 1'), "no such key. Known here: comet, comms_logger, csv_monitor, "),
         (zero('"stage": 1, "overlap_com": true'), "no such key. Did you mean overlap_comm?"),
         (zero('"stage": "2"'), "is '2', must be an integer. It is: 0: nothing, 1: optimizer"),
         (zero('"stage": 4'), "is 4, must be less than or equal to 3. It is: 0: nothing"),
@@ -57,7 +58,10 @@ def zero(rest: str) -> str:
         ('{"zero_optimization": null}', "is empty, not a section. Give it its keys."),
         (zero('"stage": 1, "reduce_bucket_size": 5e8'), "is 500000000.0, must be an integer."),
         (zero('"stage": 1, "reduce_bucket_size": 0'), "is 0, must be greater than 0. It is: El"),
-        (with_zero('"communication_data_type": "int8"'), "is 'int8', must be 'fp32', 'bf16' or"),
+        (
+            with_zero('"communication_data_type": "bf16"'),
+            "belongs into the recipe. Set precision.grad_accum_dtype there instead.",
+        ),
         (with_zero('"gradient_predivide_factor": NaN'), "is nan, must be a finite number."),
         (with_zero('"gradient_predivide_factor": 1e999'), "is inf, must be a finite number."),
         (with_zero('"wandb": {}'), "missing. Add it. It is: Send to it."),
@@ -324,3 +328,18 @@ def test_every_section_is_held_against_deepspeed() -> None:
     known = {value for value in vars(constants).values() if isinstance(value, str)}
     rest = set(Template.model_fields) - monitors - {"zero_optimization", "comms_logger"}
     assert rest - known == set()
+
+
+@pytest.mark.parametrize("accumulate, expected", [("fp32", "fp32"), ("same", "bf16")])
+def test_gradients_are_reduced_in_the_format_they_add_up_in(
+    tmp_path: Path, accumulate: str, expected: str
+) -> None:
+    plan = resolve_run(
+        small_file(tmp_path),
+        world_size=2,
+        template_file=REPOSITORY / "ds_configs/zero2.json",
+        overrides=["precision.dtype=bf16", f"precision.grad_accum_dtype={accumulate}"],
+    )
+    config = plan.deepspeed(cpu_adam=False)
+    assert config["data_types"]["grad_accum_dtype"] == expected
+    assert config["communication_data_type"] == expected

@@ -307,6 +307,7 @@ def test_what_is_left_out_of_the_fingerprint() -> None:
         "batch.micro_batch_size",
         "data.path",
         "data.prepare",
+        "evaluation",
         "checkpoint",
         "logging",
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.config.run_plan import resolve_run
 from tests.conftest import REPOSITORY
 from tests.launch.commands import bare_environment, copy_of_repository, run_command
 from tests.ranks import free_port
@@ -40,6 +41,16 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
         check=True,
     ).stdout.strip()
     assert found == TEST
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_the_quickstart_is_shared_by_any_usual_number_of_devices(ranks: int) -> None:
+    plan = resolve_run(
+        REPOSITORY / "recipes/quickstart.yaml",
+        world_size=ranks,
+        template_file=REPOSITORY / "ds_configs/zero0.json",
+    )
+    assert plan.derived.world_size == ranks
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

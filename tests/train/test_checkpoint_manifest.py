@@ -201,18 +201,37 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     )
 
 
-def resumable(world_size: int = 2, zero_stage: int = 3, data_fingerprint: str = "d" * 64) -> None:
+def resumable(
+    world_size: int = 2,
+    zero_stage: int = 3,
+    dtype: str = "bf16",
+    recipe_fingerprint: str = "r" * 64,
+    data_fingerprint: str = "d" * 64,
+) -> None:
     check_resumable(
         Path("step"),
         manifest_of(1, {}),
         world_size=world_size,
         zero_stage=zero_stage,
+        dtype=dtype,
+        recipe_fingerprint=recipe_fingerprint,
         data_fingerprint=data_fingerprint,
     )
 
 
 def test_the_same_job_may_go_on() -> None:
     resumable()
+
+
+def test_another_recipe() -> None:
+    for message, given in (
+        (refusal(lambda: resumable(recipe_fingerprint="s" * 64)), "ssssssssssss, bf16"),
+        (refusal(lambda: resumable(dtype="fp32")), "rrrrrrrrrrrr, fp32"),
+    ):
+        assert message == (
+            "step: recipe_fingerprint: written by another recipe (rrrrrrrrrrrr, bf16) than "
+            f"this one ({given}). Train with the recipe of this run, or use another --run-dir."
+        )
 
 
 def test_other_data() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.config.recipe_file import dump_recipe
+from gpt2_ds.config.recipe_file import dump_recipe, fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.prepare import prepare
@@ -76,6 +76,18 @@ def test_a_ranks_file_must_be_that_of_the_data(data: Path, tmp_path: Path) -> No
     assert "has 257 tokens, and" in message
 
 
+def test_a_prompt_that_the_model_cannot_read_is_refused_before_the_start(
+    data: Path, tmp_path: Path
+) -> None:
+    fits = "x" * 31  # and end-of-text: 32
+    assert open_inputs(small_plan(data, tmp_path / "run", f"evaluation.sample_prompt={fits}"))
+    message = refusal(small_plan(data, tmp_path / "run", f"evaluation.sample_prompt={fits}x"))
+    assert message == (
+        "--set: evaluation.sample_prompt: 33 tokens with end-of-text, and model.n_positions is 32. "
+        "Shorten it."
+    )
+
+
 def test_more_validation_tokens_than_there_are(data: Path, tmp_path: Path) -> None:
     available = Dataset.open(data).split("validation").n_windows(32) * 32
     assert open_inputs(small_plan(data, tmp_path / "run", f"evaluation.tokens={available}"))
@@ -122,7 +134,7 @@ def begun(plan: RunPlan, *, data_fingerprint: str, world_size: int = 1) -> None:
         world_size=world_size,
         zero_stage=0,
         dtype="fp32",
-        recipe_fingerprint="",
+        recipe_fingerprint=fingerprint(plan.recipe),
         data_fingerprint=data_fingerprint,
         versions={},
         files={},

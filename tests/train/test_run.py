@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.data.prepare import prepare
+from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_dataset, small_plan
 
@@ -21,7 +23,9 @@ DROPOUT = ("model.resid_pdrop=0.1", "model.embd_pdrop=0.1", "model.attn_pdrop=0.
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_dataset(tmp_path_factory.mktemp("data"))
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "x.txt").write_text("some text")
+    return small_dataset(folder)
 
 
 def unbroken_and_resumed(data: Path, folder: Path, world_size: int) -> None:
@@ -88,7 +92,7 @@ def test_fp16_on_a_cpu_dropout_seeds_and_csv_files(data: Path, tmp_path: Path) -
     )
     assert message == other_message
     assert message == (
-        "--set: precision.dtype: fp16 cannot be trained on cpu. Set it to bf16 or fp32."
+        "--set: precision.dtype: fp16 cannot be trained on cpu. Set it to fp32 or bf16."
     )
     assert not (tmp_path / "half").exists()
     assert seed != other_seed
@@ -188,6 +192,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert "step_00000006/mp_rank_00_model_states.pt: not what was saved" in found["printed"]
     assert "going on after step 3" in found["printed"]
     assert "all 2 checkpoints are damaged. Restore a copy" in found["error"]
+    # Out of the way, so that no later pruning takes it for the newest; nothing is deleted.
+    names = {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}
+    assert names == {"step_00000006", "step_00000006.damaged", "step_00000008"}
     expected = metrics_of(tmp_path / "unbroken", "step", "loss")
     torch.testing.assert_close(metrics_of(tmp_path / "run", "step", "loss"), expected)
 
@@ -231,6 +238,27 @@ def test_a_flipped_bit_in_a_shard_is_named_on_every_rank(tmp_path: Path) -> None
     shard.write_bytes(content)
     for message in run_ranks(damaged_shard, 2, tmp_path, data, tmp_path / "run"):
         assert f"{shard}: sha256" in message
+    assert not (tmp_path / "run").exists()
+
+
+def another_dataset(data: Path, other: Path, run_dir: Path) -> str:
+    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.data.dataset import Dataset
+    from gpt2_ds.train.run import train
+
+    try:
+        train(small_plan(data, run_dir, world_size=2), Dataset.open((data, other)[rank()]))
+    except UserError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.heavy
+def test_ranks_that_see_different_datasets_do_not_train(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    prepare([Path(__file__)], other, load_tokenizer("bytes"), validation_inputs=[data / "../x.txt"])
+    for message in run_ranks(another_dataset, 2, tmp_path, data, other, tmp_path / "run"):
+        assert "rank 1 sees another dataset there than rank 0. Copy one dataset" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -162,6 +162,14 @@ def test_the_command(runs: Path) -> None:
     assert lines[1].startswith("error: --top-p: 2.0 is not above 0 and at most 1.")
     assert len(lines) == 2
 
+    for word, value, message in (
+        ("--num-samples", "0", "0 is below 1. Give a number from 1 up."),
+        ("--seed", "-1", "-1 is not from 0 to 2^62 - 1. Give a smaller number."),
+    ):
+        done = generate("--run", run, "--prompt", "x", word, value)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: {word}: {message}\n"
+
     words = ("--temperature", "1", "--max-new-tokens", "20", "--num-samples", "2")
     done = generate("--run", run, "--prompt", "def ", "--prompt", "class ", *words)
     assert (done.returncode, done.stderr) == (0, "")
