@@ -89,8 +89,8 @@ class LMHead(nn.Linear):
         return mean_over_targets(torch.stack(block_losses).sum(), targets)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        # DeepSpeed 0.19.8 casts the parameters to bf16 and leaves the buffers in fp32.
-        bias = None if self.vocab_bias is None else self.vocab_bias.to(hidden.dtype)
+        # DeepSpeed 0.19.8 casts and moves the parameters, and leaves buffers as they are.
+        bias = None if self.vocab_bias is None else self.vocab_bias.to(hidden)
         return F.linear(hidden, self.weight, bias)
 
     def _loss_of_rows(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -95,13 +95,18 @@ def report(folder: Path) -> dict[str, Any]:
             error = "none"
         except RunError as raised:
             error = str(raised)
+        metrics.step_done()
+        try:
+            metrics.log_step(5, torch.tensor(1.0), 3e-4, float("inf"))
+        except RunError as raised:
+            error += f" | {raised}"
     return {"printed": printed.getvalue(), "error": error, "events": engine.events}
 
 
 @pytest.mark.heavy
 def test_what_is_reported(tmp_path: Path) -> None:
     first, second = run_ranks(report, 2, tmp_path, tmp_path)
-    one, two, three, validation, _ = kept(tmp_path / "run/metrics.jsonl")
+    one, two, three, validation, fourth, fifth = kept(tmp_path / "run/metrics.jsonl")
     assert one == LINES[0]
     assert list(two) == [
         "step",
@@ -129,10 +134,16 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert validation["validation_loss"] == 800.0
     assert validation["validation_perplexity"] > 1e300  # a number still
 
+    # JSON has no NaN and no Infinity.
+    assert fourth["loss"] is None
+    assert fifth["gradient_norm"] is None
+
     assert first["error"] == second["error"]
     assert first["error"] == (
         f"{tmp_path}/run: step 4: the loss is nan. The last checkpoint is untouched; lower "
-        "optimizer.lr or look at the data of this step."
+        "optimizer.lr or look at the data of this step. | "
+        f"{tmp_path}/run: step 5: the gradient norm is inf. The last checkpoint is untouched; "
+        "lower optimizer.lr or look at the data of this step."
     )
     lines = first["printed"].splitlines()
     assert re.fullmatch(

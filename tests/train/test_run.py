@@ -6,6 +6,7 @@ import io
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,10 +164,16 @@ def test_tensorboard_reads_what_metrics_jsonl_holds(data: Path, tmp_path: Path) 
 def damage_and_resume(data: Path, run_dir: Path) -> dict[str, str]:
     """Three runs in one process: whole, newest checkpoint damaged, all damaged."""
     from gpt2_ds.data.dataset import Dataset
+    from gpt2_ds.train.checkpoint import load_newest
     from gpt2_ds.train.run import train
 
     dataset, plan = Dataset.open(data), small_plan(data, run_dir, max_steps=6)
     train(plan, dataset)
+    unloadable = SimpleNamespace(load_checkpoint=lambda *args, **keys: (None, None))
+    try:
+        load_newest(plan, unloadable)
+    except RunError as error:
+        refused = str(error)
     newest = run_dir / "checkpoints/step_00000006/mp_rank_00_model_states.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -179,7 +186,7 @@ def damage_and_resume(data: Path, run_dir: Path) -> dict[str, str]:
     try:
         train(small_plan(data, run_dir), dataset)
     except RunError as error:
-        return {"printed": printed.getvalue(), "error": str(error)}
+        return {"printed": printed.getvalue(), "error": str(error), "refused": refused}
     return {}
 
 
@@ -191,6 +198,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     (found,) = run_ranks(damage_and_resume, 1, tmp_path, data, tmp_path / "run")
     assert "step_00000006/mp_rank_00_model_states.pt: not what was saved" in found["printed"]
     assert "going on after step 3" in found["printed"]
+    assert found["refused"] == (
+        f"{tmp_path}/run/checkpoints/step_00000006: DeepSpeed could not load it. "
+        "Restore a copy of it."
+    )
     assert "all 2 checkpoints are damaged. Restore a copy" in found["error"]
     # Out of the way, so that no later pruning takes it for the newest; nothing is deleted.
     names = {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}
