@@ -70,7 +70,7 @@ def test_gpt2_124m_takes_three_steps_on_real_text(
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_cache))
     prepare(["python-stdlib"], tmp_path / "data", load_tokenizer("gpt2"), validation_fraction=0.05)
     small = ("data.seq_length=128", "batch.global_batch_tokens=512", "batch.micro_batch_size=2")
-    # 16-bit matrix products without hardware for them are a hundred times slower.
+    # 16-bit matrix products are far slower on a CPU without hardware for them.
     small += ("precision.dtype=fp32",)
     words = " ".join(f"--set {word}" for word in (*small, "evaluation.tokens=256"))
     shown = run_command(
