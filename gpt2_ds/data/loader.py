@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.data.dataset import Split
 from gpt2_ds.data.order import rank_sample_ids, sample_windows
@@ -57,7 +58,7 @@ class TokenLoader:
         _require_windows(split, seq_length, at_least=1)
         share = len(rank_sample_ids(samples_seen, global_batch_size, rank, world_size))
         if share % micro_batch_size:
-            fit = [n for n in range(1, share + 1) if share % n == 0]
+            fit = divisors(share)
             raise user_error(
                 "batch.micro_batch_size",
                 f"{micro_batch_size} does not divide the {share} sequences a step of each rank",

@@ -20,6 +20,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
 
 ROUNDS = 8
@@ -121,7 +122,7 @@ def rank_sample_ids(
     [9, 11]
     """
     if global_batch_size % world_size:
-        fit = [n for n in range(1, global_batch_size + 1) if global_batch_size % n == 0]
+        fit = divisors(global_batch_size)
         raise user_error(
             "world size",
             f"{world_size} processes cannot share {global_batch_size} sequences a step equally",

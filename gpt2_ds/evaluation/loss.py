@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-_IGNORED = -100  # torch's default ignore_index
+from gpt2_ds.model import IGNORE_INDEX
 
 
 def window_loss(
@@ -29,7 +29,7 @@ def window_loss(
     # A copy: with B = 1 the slice is contiguous already, and masking it would write into tokens.
     input_ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()  # (B, T)
     if n_valid is not None and n_valid < len(tokens):
-        targets[n_valid:] = _IGNORED
+        targets[n_valid:] = IGNORE_INDEX
     document_ids = None if document_eot is None else (input_ids == document_eot).cumsum(1)  # (B, T)
     loss: Tensor = model(
         input_ids, shift_labels=targets, document_ids=document_ids, return_logits=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale
 from gpt2_ds.parallel.process_group import device_title, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
+from gpt2_ds.train.run_directory import write_text
 from gpt2_ds.train.terminal import say
 
 
@@ -162,6 +162,4 @@ def keep_metrics_until(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line that a killed process left unfinished
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(fresh, path)  # noqa: PTH105
+    write_text(path, "".join(f"{line}\n" for line in kept))
