@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
-from gpt2_ds.data.prepare import prepare
+from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 
 
@@ -49,8 +49,8 @@ def main() -> int:
         shards = [shard for shard in manifest.shards if shard.split == split]
         tokens, documents = sum(s.tokens for s in shards), sum(s.documents for s in shards)
         print(f"{split}: {tokens:,} tokens, {documents:,} documents, {len(shards)} shards")
-    for why, count in manifest.source.skipped.items():
-        print(f"skipped: {count:,} {why}")
+    for why, skipped in manifest.source.skipped.items() if manifest.source else ():
+        print(f"skipped: {skipped.count:,} {why}")
     print(f"{args.out} is ready. Next: set data.path to {args.out} in a recipe of recipes/, then\n"
         "  deepspeed launch/train.py --recipe recipes/RECIPE.yaml")  # fmt: skip
     return EXIT_DONE

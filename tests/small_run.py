@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
-from gpt2_ds.data.prepare import prepare
+from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.conftest import REPOSITORY
 

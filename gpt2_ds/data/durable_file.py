@@ -8,23 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Write a file so that a reader sees all of it, the one before it, or none; even after a crash.
-
-    Returns:
-        The sha256 of what was written, in hexadecimal.
-    """
-    digest = hashlib.sha256()
+def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file so that a reader sees all of it, the one before, or none, after a crash too."""
     fresh = path.with_name(f"{path.name}.tmp")
     with fresh.open("wb") as file:
         for chunk in parts:
-            digest.update(chunk)
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
     sync(path.parent)
-    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

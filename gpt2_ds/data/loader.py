@@ -13,8 +13,8 @@ import torch
 
 from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.dataset import Split
 from gpt2_ds.data.order import rank_sample_ids, sample_windows
+from gpt2_ds.data.split import Split
 
 
 class TokenLoader:

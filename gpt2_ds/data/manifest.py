@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,9 +20,12 @@ from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.data.durable_file import write_durably
 
 MANIFEST_FILE = "manifest.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+
+_RESTORE = "Restore it, or prepare the dataset again."
 
 SplitName = Literal["train", "validation"]
+Layout = Literal["llm.c", "npy", "megatron"]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -33,8 +36,8 @@ class _Part(BaseModel):
 
 def _inside(file: str) -> str:
     path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts or path.suffix != ".bin":
-        raise ValueError(f"{file!r} is not a .bin file inside the dataset")
+    if path.is_absolute() or ".." in path.parts or path.suffix not in (".bin", ".npy"):
+        raise ValueError(f"{file!r} is not a .bin or .npy file inside the dataset")
     return file
 
 
@@ -44,18 +47,24 @@ class ShardEntry(_Part):
     Args:
         split: which split it belongs to.
         file: relative to the dataset, with forward slashes.
+        layout: how its tokens lie in the file; `llm.c` is our own.
         tokens: end-of-text tokens included.
         documents: how many begin (and end) in it.
         bytes: of the file.
         sha256: of the file.
+        block_crc32: of each MiB of the file, so that damage can be found to the MiB.
+        index_sha256: of the `.idx` beside it; None: there is none.
     """
 
     split: SplitName
     file: Annotated[str, AfterValidator(_inside)]
+    layout: Layout = "llm.c"
     tokens: Count
     documents: Count
     bytes: Count
     sha256: Sha256
+    block_crc32: tuple[Count, ...]
+    index_sha256: Sha256 | None
 
 
 class TokenizerEntry(_Part):
@@ -66,11 +75,30 @@ class TokenizerEntry(_Part):
 
 
 class InputEntry(_Part):
-    """One input as it was typed, and how many files and bytes it was."""
+    """One input as it was typed, and what it was.
+
+    Args:
+        name: as it was typed.
+        files: how many; 0 for a dataset of the Hugging Face hub.
+        bytes: of all files; 0 where it is not known before reading.
+        config: of a dataset of the hub: its configuration.
+        split: of a dataset of the hub.
+        revision: of a dataset of the hub: the commit.
+    """
 
     name: str
     files: Count
     bytes: Count
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+
+class Skipped(_Part):
+    """Bad documents left out for one reason: how many, and where the first few were."""
+
+    count: Count
+    first: tuple[str, ...]
 
 
 class Source(_Part):
@@ -80,33 +108,39 @@ class Source(_Part):
         inputs: of both splits, or of train alone when there are `validation_inputs`.
         validation_inputs: all of these are validation.
         validation_fraction: of the documents of `inputs`, chosen by a hash of the text.
-        text_field: of a row of JSON lines.
-        skipped: bad rows left out: why -> how many.
+        text_field: of a row of JSON lines, parquet or a dataset of the hub.
+        document_separator: the line that stood between documents of a text file, if one did.
+        shuffle_seed: of the order of documents within each shard; None: as they were read.
+        duplicates: documents left out because an equal one came before; None: not looked for.
+        skipped: bad documents left out, by why.
     """
 
     inputs: tuple[InputEntry, ...]
     validation_inputs: tuple[InputEntry, ...]
     validation_fraction: float
     text_field: str
-    skipped: dict[str, Count]
+    document_separator: str | None
+    shuffle_seed: int | None
+    duplicates: Count | None
+    skipped: dict[str, Skipped]
 
 
 class Manifest(_Part):
-    """The whole of `manifest.json`.
+    """The whole of `manifest.json`, but for the sha256 of all the rest that stands at its end.
 
     Args:
         format: of this file and the directory around it.
         dtype: of the tokens in every shard.
         tokenizer: what the tokens mean.
-        source: what the tokens were made of.
+        source: what the tokens were made of; None: made elsewhere, and adopted.
         versions: of the tools that made them: name -> version.
         shards: in the order of their tokens, train before validation.
     """
 
-    format: Literal[1]
-    dtype: Literal["uint16", "uint32"]
+    format: Literal[2]
+    dtype: Literal["uint16", "uint32", "int32"]
     tokenizer: TokenizerEntry
-    source: Source
+    source: Source | None
     versions: dict[str, str]
     shards: tuple[ShardEntry, ...]
 
@@ -137,15 +171,20 @@ class Manifest(_Part):
 
     def write(self, directory: Path) -> None:
         """Write it into `directory`, complete or not at all."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        content = self.model_dump(mode="json")
+        text = json.dumps(content | {"sha256": _digest(content)}, indent=1, ensure_ascii=False)
         write_durably(directory / MANIFEST_FILE, [text.encode() + b"\n"])
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of the dataset in `directory`.
 
     Raises:
-        UserError: there is no dataset, or its manifest is not one this version reads.
+        UserError: there is no dataset, or its manifest is damaged or not one this version reads.
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
@@ -158,9 +197,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise user_error(
-            str(path), f"not JSON ({error})", "Restore it, or prepare the dataset again."
-        ) from error
+        raise user_error(str(path), f"not JSON ({error})", _RESTORE) from error
     version = found.get("format") if isinstance(found, dict) else None
     if version != FORMAT:
         raise user_error(
@@ -168,16 +205,16 @@ def read_manifest(directory: Path) -> Manifest:
             f"{version!r}, and this version of the code reads {FORMAT}",
             "Prepare the dataset again with launch/prepare_data.py.",
         )
+    said = found.pop("sha256", None)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(json.dumps(found))
     except ValidationError as error:
         raise UserError(
             *(
-                Fault(
-                    f"{path}: {'.'.join(map(str, each['loc']))}",
-                    each["msg"],
-                    "Restore it, or prepare the dataset again.",
-                )
+                Fault(f"{path}: {'.'.join(map(str, each['loc']))}", each["msg"], _RESTORE)
                 for each in error.errors()
             )
         ) from error
+    if (got := _digest(found)) != said:
+        raise user_error(f"{path}: sha256", f"{said}, and the rest has {got}: damaged", _RESTORE)
+    return manifest

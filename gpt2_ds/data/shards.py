@@ -9,6 +9,7 @@ Source: https://github.com/karpathy/llm.c, dev/data/data_common.py, write_datafi
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.durable_file import sha256_of, write_durably
+from gpt2_ds.data.checksum import BLOCK_BYTES, Checksum, checksum_of
+from gpt2_ds.data.durable_file import write_durably
+from gpt2_ds.data.manifest import ShardEntry, SplitName
 
 HEADER_BYTES = 1024
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
@@ -39,6 +42,7 @@ class ShardHeader:
         n_documents: 0 in a shard made by other projects.
         eot_token: the end-of-text id; 0 in a shard made by other projects.
         tokenizer_sha256: 64 hexadecimal digits; zeros in a shard made by other projects.
+        offset: bytes before the first token.
     """
 
     dtype: np.dtype[Any]
@@ -46,11 +50,12 @@ class ShardHeader:
     n_documents: int
     eot_token: int
     tokenizer_sha256: str
+    offset: int = HEADER_BYTES
 
     @property
     def file_bytes(self) -> int:
         """The size of the whole file."""
-        return HEADER_BYTES + self.n_tokens * self.dtype.itemsize
+        return self.offset + self.n_tokens * self.dtype.itemsize
 
     def to_bytes(self) -> bytes:
         """The 1,024 bytes."""
@@ -62,28 +67,33 @@ class ShardHeader:
 
 
 def write_shard(
-    path: Path,
+    directory: Path,
+    file: str,
+    split: SplitName,
     tokens: npt.NDArray[Any],
     document_starts: npt.NDArray[Any],
     *,
     eot_token: int,
     tokenizer_sha256: str,
-) -> tuple[ShardHeader, str]:
+) -> ShardEntry:
     """Write a shard and, beside it, its index of documents (`.idx`).
 
     Args:
-        path: ends in `.bin`; complete under this name or not there.
+        directory: of the dataset.
+        file: inside it, ends in `.bin`; complete under this name or not there.
+        split: which it belongs to.
         tokens: (n_tokens,) uint16 or uint32.
         document_starts: (n_documents,) the offset in `tokens` of each document's end-of-text.
         eot_token: goes before each document.
         tokenizer_sha256: `Tokenizer.sha256`.
 
     Returns:
-        The header, and the sha256 of the file.
+        Its entry in the manifest.
 
     Raises:
         UserError: more tokens than the header can count.
     """
+    path = directory / file
     if len(tokens) > MAX_SHARD_TOKENS:
         raise user_error(
             str(path),
@@ -97,9 +107,25 @@ def write_shard(
         eot_token,
         tokenizer_sha256,
     )
-    write_durably(path.with_suffix(".idx"), [document_starts.astype("<u4").data])
+    path.parent.mkdir(exist_ok=True)
+    index = document_starts.astype("<u4").tobytes()
+    write_durably(path.with_suffix(".idx"), [index])
     body = np.ascontiguousarray(tokens, dtype=header.dtype)
-    return header, write_durably(path, [header.to_bytes(), body.data])
+    parts: list[bytes | memoryview] = [header.to_bytes(), body.data.cast("B")]
+    checksum = Checksum()
+    for part in parts:
+        checksum.update(part)
+    write_durably(path, parts)
+    return ShardEntry(
+        split=split,
+        file=file,
+        tokens=header.n_tokens,
+        documents=header.n_documents,
+        bytes=header.file_bytes,
+        sha256=checksum.sha256,
+        block_crc32=checksum.block_crc32,
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -155,7 +181,7 @@ def map_tokens(path: Path, header: ShardHeader) -> npt.NDArray[np.unsignedintege
     """The tokens, memory-mapped and read-only: (n_tokens,) of `header.dtype`."""
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, header.dtype, header.n_tokens, HEADER_BYTES)
+    return np.frombuffer(mapped, header.dtype, header.n_tokens, header.offset)
 
 
 def read_index(path: Path, header: ShardHeader) -> npt.NDArray[np.uint32]:
@@ -179,13 +205,42 @@ def read_index(path: Path, header: ShardHeader) -> npt.NDArray[np.uint32]:
     return np.frombuffer(data, dtype="<u4")
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal.
+def verify_shard(path: Path, entry: ShardEntry) -> None:
+    """Read a shard and its index, and compare them with their entry in the manifest.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: a byte of the two differs; names the first MiB of the shard that does.
     """
     try:
-        return sha256_of(path)
+        checksum = checksum_of(path)
     except OSError as error:
         raise user_error(str(path), f"cannot be read ({error.strerror})", _REMAKE) from error
+    if checksum.sha256 != entry.sha256:
+        raise user_error(
+            str(path),
+            f"sha256 {checksum.sha256}, expected {entry.sha256}: damaged"
+            f"{where_damaged(checksum, entry)}",
+            _REMAKE,
+        )
+    if entry.index_sha256 is None:
+        return
+    index = path.with_suffix(".idx")
+    try:
+        got = checksum_of(index).sha256
+    except OSError as error:
+        raise user_error(str(index), f"cannot be read ({error.strerror})", _REMAKE) from error
+    if got != entry.index_sha256:
+        raise user_error(
+            str(index), f"sha256 {got}, expected {entry.index_sha256}: damaged", _REMAKE
+        )
+
+
+def where_damaged(got: Checksum, entry: ShardEntry) -> str:
+    """In words: the first MiB whose CRC-32 differs, or what is missing or too much."""
+    if got.n_bytes != entry.bytes:
+        return f", {got.n_bytes} bytes instead of {entry.bytes}"
+    for block, (mine, said) in enumerate(zip(got.block_crc32, entry.block_crc32, strict=False)):
+        if mine != said:
+            end = min((block + 1) * BLOCK_BYTES, entry.bytes)
+            return f" between bytes {block * BLOCK_BYTES} and {end}"
+    return ""

@@ -9,7 +9,7 @@ from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.recipe_file import fingerprint
 from gpt2_ds.config.run_plan import RunPlan, check_same_run
 from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.prepare import ensure_prepared, prepare
+from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.checkpoint_manifest import check_resumable, complete_checkpoints
 

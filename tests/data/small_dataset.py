@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.manifest import Manifest, ShardEntry, Source, SplitName, TokenizerEntry
+from gpt2_ds.data.manifest import Manifest, SplitName, TokenizerEntry
 from gpt2_ds.data.shards import write_shard
 from gpt2_ds.data.tokenizer import load_tokenizer
 
@@ -31,32 +31,22 @@ def make_dataset(
     ]
     for split, shards in splits:
         for number, tokens in enumerate(shards):
-            path = directory / split / f"shard-{number:05d}.bin"
-            path.parent.mkdir(exist_ok=True)
-            header, sha256 = write_shard(
-                path,
-                tokens.astype(np.uint16),
-                np.flatnonzero(tokens == EOT),
-                eot_token=EOT,
-                tokenizer_sha256=tokenizer.sha256,
-            )
             entries.append(
-                ShardEntry(
-                    split=split,
-                    file=path.relative_to(directory).as_posix(),
-                    tokens=header.n_tokens,
-                    documents=header.n_documents,
-                    bytes=header.file_bytes,
-                    sha256=sha256,
+                write_shard(
+                    directory,
+                    f"{split}/shard-{number:05d}.bin",
+                    split,
+                    tokens.astype(np.uint16),
+                    np.flatnonzero(tokens == EOT),
+                    eot_token=EOT,
+                    tokenizer_sha256=tokenizer.sha256,
                 )
             )
     Manifest(
-        format=1,
+        format=2,
         dtype="uint16",
         tokenizer=TokenizerEntry(name="bytes", sha256=tokenizer.sha256),
-        source=Source(
-            inputs=(), validation_inputs=(), validation_fraction=0.0, text_field="text", skipped={}
-        ),
+        source=None,
         versions={},
         shards=tuple(entries),
     ).write(directory)

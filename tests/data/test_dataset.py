@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import dataset as dataset_module
-from gpt2_ds.data.dataset import Dataset, Split
+from gpt2_ds.data import split as split_module
+from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.split import Split
 from tests.data.small_dataset import make_dataset
 
 
@@ -57,7 +59,7 @@ def test_no_such_window(split: Split, window: int) -> None:
 
 
 def test_few_maps_are_open_at_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_module, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(split_module, "MAX_OPEN_SHARDS", 2)
     ids = np.arange(split.n_windows(10))
     before = len(list(Path("/proc/self/fd").iterdir()))
     windows = split.windows(ids, 10)
@@ -67,7 +69,7 @@ def test_few_maps_are_open_at_once(split: Split, monkeypatch: pytest.MonkeyPatch
 
 def test_opening_imports_no_torch() -> None:
     program = (
-        "import sys, gpt2_ds.data.dataset, gpt2_ds.data.prepare; "
+        "import sys, gpt2_ds.data.dataset, gpt2_ds.data.preparation.prepare; "
         "assert not {'torch', 'tiktoken'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -86,7 +88,10 @@ def test_missing(tmp_path: Path) -> None:
 
 def edit(path: Path, **changes: Any) -> None:
     file = path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    content = json.loads(file.read_text()) | changes
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps(content | {"sha256": digest}))
 
 
 def edit_shard(path: Path, **changes: Any) -> None:
@@ -97,8 +102,8 @@ def edit_shard(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 2}, "manifest.json: format: 2, and this version of the code reads 1"),
-        ({"dtype": "int8"}, "manifest.json: dtype: Input should be 'uint16' or 'uint32'"),
+        ({"format": 1}, "manifest.json: format: 1, and this version of the code reads 2"),
+        ({"dtype": "int8"}, "manifest.json: dtype: Input should be 'uint16', 'uint32' or 'int32'"),
         ({"extra": 1}, "manifest.json: extra: Extra inputs are not permitted"),
         ({"tokenizer": {"name": "bytes", "sha256": "x"}}, "manifest.json: tokenizer.sha256: "),
         ({"versions": {"python": 3}}, "manifest.json: versions.python: Input should be a valid"),
@@ -126,9 +131,12 @@ def test_a_manifest_that_is_a_list(path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"file": "../x.bin"}, "shards.1.file: Value error, '../x.bin' is not a .bin file inside"),
-        ({"file": "/x.bin"}, "'/x.bin' is not a .bin file inside the dataset"),
-        ({"file": "train/x"}, "'train/x' is not a .bin file inside the dataset"),
+        (
+            {"file": "../x.bin"},
+            "shards.1.file: Value error, '../x.bin' is not a .bin or .npy file inside",
+        ),
+        ({"file": "/x.bin"}, "'/x.bin' is not a .bin or .npy file inside the dataset"),
+        ({"file": "train/x"}, "'train/x' is not a .bin or .npy file inside the dataset"),
         ({"file": "train//shard-00000.bin"}, "'train//shard-00000.bin' is there twice"),
         ({"tokens": "333"}, "manifest.json: shards.1.tokens: Input should be a valid integer"),
         ({"file": "train/gone.bin"}, "train/gone.bin: cannot be read"),
@@ -203,14 +211,14 @@ def test_verify(path: Path) -> None:
     sha256 = dataset.manifest.shards[2].sha256
     for part in (0, 1, 3):
         dataset.verify(part, 4)
-    with pytest.raises(UserError, match=rf"00002.bin: sha256 \w+, expected {sha256}: damaged. Re"):
+    with pytest.raises(UserError, match=rf"00002.bin: sha256 \w+, expected {sha256}: damaged b"):
         dataset.verify(2, 4)
 
 
 def test_verify_reads_the_index(path: Path) -> None:
     index = path / "train" / "shard-00000.idx"
     index.write_bytes(np.array([0, 100, 501], dtype="<u4").tobytes())
-    with pytest.raises(UserError, match=r"00000.idx: does not name the 3 places where documents"):
+    with pytest.raises(UserError, match=r"00000.idx: sha256 \w+, expected \w+: damaged"):
         Dataset.open(path).verify()
 
 
@@ -223,3 +231,10 @@ def test_the_fingerprint_is_of_the_data_alone(path: Path) -> None:
     assert Dataset.open(path).fingerprint == fingerprint
     edit_shard(path, sha256="0" * 64)
     assert Dataset.open(path).fingerprint != fingerprint
+
+
+def test_a_manifest_whose_own_hash_differs(path: Path) -> None:
+    file = path / "manifest.json"
+    file.write_text(file.read_text().replace('"versions": {}', '"versions": {"python": "4"}'))
+    with pytest.raises(UserError, match=r"manifest.json: sha256: \w+, and the rest has \w+: damag"):
+        Dataset.open(path)

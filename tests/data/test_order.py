@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import gpt2_ranks, order, prepare
+from gpt2_ds.data import gpt2_ranks, order
 from gpt2_ds.data.order import epoch_key, feistel, rank_sample_ids, sample_windows
+from gpt2_ds.data.preparation import prepare
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
 

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
+import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import shards
-from gpt2_ds.data.shards import hash_file, map_tokens, read_header, read_index, write_shard
+from gpt2_ds.data import checksum, shards
+from gpt2_ds.data.manifest import ShardEntry
+from gpt2_ds.data.shards import map_tokens, read_header, read_index, verify_shard, write_shard
 
 SHA256 = "0123456789abcdef" * 4
 
 
-def write(path: Path, dtype: str = "uint16", n: int = 1000) -> Path:
+def write(path: Path, dtype: str = "uint16", n: int = 1000) -> ShardEntry:
     tokens = np.arange(n, dtype=dtype)
-    write_shard(path, tokens, np.array([0, 10]), eot_token=256, tokenizer_sha256=SHA256)
-    return path
+    return write_shard(
+        path.parent,
+        path.name,
+        "train",
+        tokens,
+        np.array([0, 10]),
+        eot_token=256,
+        tokenizer_sha256=SHA256,
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,7 +35,8 @@ def write(path: Path, dtype: str = "uint16", n: int = 1000) -> Path:
 )
 def test_llm_c_reads_it(tmp_path: Path, dtype: str, magic: int, version: int) -> None:
     """The checks of llm.c's dataloader.h and modded-nanogpt's _load_data_shard, written anew."""
-    path = write(tmp_path / "shard.bin", dtype)
+    path = tmp_path / "shard.bin"
+    write(path, dtype)
     with path.open("rb") as file:
         header = np.frombuffer(file.read(256 * 4), dtype=np.int32)
         assert header[0] == magic
@@ -38,7 +51,8 @@ def test_llm_c_reads_it(tmp_path: Path, dtype: str, magic: int, version: int) ->
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    path = write(tmp_path / "shard.bin")
+    path = tmp_path / "shard.bin"
+    write(path)
     header = read_header(path)
     assert (header.n_tokens, header.n_documents, header.eot_token) == (1000, 2, 256)
     assert header.tokenizer_sha256 == SHA256
@@ -70,7 +84,8 @@ def test_a_published_shard_without_our_words_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_headers(tmp_path: Path, word: int, value: int, message: str) -> None:
-    path = write(tmp_path / "shard.bin")
+    path = tmp_path / "shard.bin"
+    write(path)
     data = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
     data[: 4 * 256].view("<i4")[word] = value
     path.write_bytes(data.tobytes())
@@ -79,7 +94,8 @@ def test_wrong_headers(tmp_path: Path, word: int, value: int, message: str) -> N
 
 
 def test_truncated_and_missing(tmp_path: Path) -> None:
-    path = write(tmp_path / "shard.bin")
+    path = tmp_path / "shard.bin"
+    entry = write(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(UserError, match=r"shard.bin: 3023 bytes, and a header that says 1000"):
@@ -88,13 +104,15 @@ def test_truncated_and_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard.bin: 100 bytes, and the header alone has 1024"):
         read_header(path)
     path.unlink()
-    for read in (read_header, hash_file):
-        with pytest.raises(UserError, match=r"shard.bin: cannot be read \(No such file"):
-            read(path)
+    with pytest.raises(UserError, match=r"shard.bin: cannot be read \(No such file"):
+        read_header(path)
+    with pytest.raises(UserError, match=r"shard.bin: cannot be read \(No such file"):
+        verify_shard(path, entry)
 
 
 def test_a_wrong_index(tmp_path: Path) -> None:
-    path = write(tmp_path / "shard.bin")
+    path = tmp_path / "shard.bin"
+    write(path)
     header = read_header(path)
     (tmp_path / "shard.idx").write_bytes(b"1234")
     with pytest.raises(UserError, match=r"shard.idx: 4 bytes, and 2 documents are 8 bytes"):
@@ -107,7 +125,15 @@ def test_a_wrong_index(tmp_path: Path) -> None:
 def test_more_tokens_than_a_header_counts(tmp_path: Path) -> None:
     tokens = np.broadcast_to(np.uint16(1), (2**31,))  # no memory behind it
     with pytest.raises(UserError, match=r"2147483648 tokens, and a shard holds at most 2147483647"):
-        write_shard(tmp_path / "x.bin", tokens, np.array([0]), eot_token=0, tokenizer_sha256=SHA256)
+        write_shard(
+            tmp_path,
+            "x.bin",
+            "train",
+            tokens,
+            np.array([0]),
+            eot_token=0,
+            tokenizer_sha256=SHA256,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -119,3 +145,56 @@ def test_a_failed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "shard.bin")
     assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+
+
+def test_damage_is_found_to_the_mebibyte(tmp_path: Path) -> None:
+    path = tmp_path / "shard.bin"
+    entry = write(path, "uint32", n=600_000)  # 2,401,024 bytes
+    assert entry.bytes == path.stat().st_size
+    assert entry.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    data = path.read_bytes()
+    assert entry.block_crc32 == tuple(zlib.crc32(data[i : i + 2**20]) for i in (0, 2**20, 2**21))
+    verify_shard(path, entry)
+    for offset, said in ((2**20 - 1, "0 and 1048576"), (2**20, "1048576 and 2097152")):
+        flipped = bytearray(data)
+        flipped[offset] ^= 16
+        path.write_bytes(flipped)
+        expected = (
+            rf"shard.bin: sha256 \w+, expected {entry.sha256}: damaged between bytes {said}\."
+        )
+        with pytest.raises(UserError, match=expected):
+            verify_shard(path, entry)
+    path.write_bytes(data[:-1] + b"x")
+    with pytest.raises(UserError, match=r"damaged between bytes 2097152 and 2401024\. Restore"):
+        verify_shard(path, entry)
+    path.write_bytes(data[:-1])
+    with pytest.raises(UserError, match=r"damaged, 2401023 bytes instead of 2401024\. Restore"):
+        verify_shard(path, entry)
+
+
+def test_a_damaged_index(tmp_path: Path) -> None:
+    path = tmp_path / "shard.bin"
+    entry = write(path)
+    (tmp_path / "shard.idx").write_bytes(b"12345678")
+    with pytest.raises(
+        UserError, match=rf"shard.idx: sha256 \w+, expected {entry.index_sha256}: d"
+    ):
+        verify_shard(path, entry)
+    (tmp_path / "shard.idx").unlink()
+    with pytest.raises(UserError, match=r"shard.idx: cannot be read \(No such file"):
+        verify_shard(path, entry)
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=40)), st.integers(1, 9))
+def test_a_checksum_is_the_same_however_the_bytes_come(parts: list[bytes], block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checksum, "BLOCK_BYTES", block)
+        made = checksum.Checksum()
+        for part in parts:
+            made.update(part)
+    whole = b"".join(parts)
+    assert made.n_bytes == len(whole)
+    assert made.sha256 == hashlib.sha256(whole).hexdigest()
+    blocks = [whole[i : i + block] for i in range(0, len(whole), block)]
+    assert made.block_crc32 == tuple(map(zlib.crc32, blocks))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.data.prepare import prepare
+from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.conftest import REPOSITORY
 from tests.launch.commands import run_command

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.recipe_file import dump_recipe, load_recipe
-from gpt2_ds.data.prepare import prepare
+from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.config.small_recipe import SMALL
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import sources
-from gpt2_ds.data.sources import OnBad, find_inputs, read_documents
+from gpt2_ds.data.preparation import sources
+from gpt2_ds.data.preparation.sources import OnBad, find_inputs, read_documents
 
 
 def read(

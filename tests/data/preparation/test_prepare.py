@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data import encoding_pool
-from gpt2_ds.data import prepare as prepare_module
 from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.prepare import ensure_prepared, prepare
-from gpt2_ds.data.progress import Progress
+from gpt2_ds.data.preparation import encoding_pool
+from gpt2_ds.data.preparation import prepare as prepare_module
+from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
+from gpt2_ds.data.preparation.progress import Progress
 from gpt2_ds.data.shards import map_tokens, read_header, read_index
 from gpt2_ds.data.tokenizer import Tokenizer, load_tokenizer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 BYTES = load_tokenizer("bytes")
 WORDS = ["the", "naïve", "日本", "\n", "<|endoftext|>", "🙂", "x = 1", "  "]
 
@@ -145,7 +145,9 @@ def test_skipped_documents_are_counted(tmp_path: Path) -> None:
         prepare([path], tmp_path / "out", BYTES)
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]  # nothing is left behind
     manifest = prepare([path], tmp_path / "out", BYTES, on_bad="skip")
-    assert manifest.source.skipped == {"empty": 2, "no_text_field": 1}
+    assert manifest.source is not None
+    counts = {why: each.count for why, each in manifest.source.skipped.items()}
+    assert counts == {"empty": 2, "no_text_field": 1}
 
 
 def test_a_taken_out_is_refused(tmp_path: Path) -> None:

@@ -19,20 +19,21 @@ import numpy.typing as npt
 from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
 from gpt2_ds.data.durable_file import sync
-from gpt2_ds.data.encoding_pool import Arrays, Block, encode_blocks
 from gpt2_ds.data.manifest import (
     FORMAT,
     MANIFEST_FILE,
     InputEntry,
     Manifest,
     ShardEntry,
+    Skipped,
     Source,
     SplitName,
     TokenizerEntry,
 )
-from gpt2_ds.data.progress import Progress
+from gpt2_ds.data.preparation.encoding_pool import Arrays, Block, encode_blocks
+from gpt2_ds.data.preparation.progress import Progress
+from gpt2_ds.data.preparation.sources import Document, Input, OnBad, find_inputs, read_documents
 from gpt2_ds.data.shards import write_shard
-from gpt2_ds.data.sources import Document, Input, OnBad, find_inputs, read_documents
 from gpt2_ds.data.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
@@ -57,7 +58,7 @@ def prepare(
     the bytes of the result are the same for any number of workers.
 
     Args:
-        inputs: files, folders or `python-stdlib`: see `gpt2_ds.data.sources`.
+        inputs: files, folders or `python-stdlib`: see `gpt2_ds.data.preparation.sources`.
         out: a directory that is not there yet; it appears under this name when complete.
         tokenizer: goes into the dataset.
         workers: processes that encode.
@@ -117,7 +118,12 @@ def prepare(
                 validation_inputs=_entries(validation),
                 validation_fraction=validation_fraction,
                 text_field=text_field,
-                skipped=dict(sorted(skipped.items())),
+                document_separator=None,
+                shuffle_seed=None,
+                duplicates=None,
+                skipped={
+                    why: Skipped(count=count, first=()) for why, count in sorted(skipped.items())
+                },
             ),
             versions={
                 "python": platform.python_version(),
@@ -226,24 +232,16 @@ class _SplitWriter:
     def write(self, number: int) -> None:
         if not self.held:
             return
-        path = self._directory / self._split / f"shard-{number:05d}.bin"
-        path.parent.mkdir(exist_ok=True)
         lengths = [len(tokens) for tokens in self.held]
-        header, sha256 = write_shard(
-            path,
-            np.concatenate(self.held),
-            np.cumsum([0, *lengths[:-1]]),
-            eot_token=self._tokenizer.eot_token,
-            tokenizer_sha256=self._tokenizer.sha256,
-        )
         self.entries.append(
-            ShardEntry(
-                split=self._split,
-                file=path.relative_to(self._directory).as_posix(),
-                tokens=header.n_tokens,
-                documents=header.n_documents,
-                bytes=header.file_bytes,
-                sha256=sha256,
+            write_shard(
+                self._directory,
+                f"{self._split}/shard-{number:05d}.bin",
+                self._split,
+                np.concatenate(self.held),
+                np.cumsum([0, *lengths[:-1]]),
+                eot_token=self._tokenizer.eot_token,
+                tokenizer_sha256=self._tokenizer.sha256,
             )
         )
         self.held, self.held_tokens = [], 0

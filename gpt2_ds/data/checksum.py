@@ -1,0 +1,53 @@
+"""The checksums of a file, made as its bytes go by."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from pathlib import Path
+
+BLOCK_BYTES = 2**20
+
+
+class Checksum:
+    """The sha256 of all bytes, and the CRC-32 of each block of a MiB."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._blocks: list[int] = []
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Go on with these bytes."""
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        while view:
+            begun = self.n_bytes % BLOCK_BYTES
+            part = view[: BLOCK_BYTES - begun]
+            before = self._blocks.pop() if begun else 0
+            self._blocks.append(zlib.crc32(part, before))
+            self.n_bytes += len(part)
+            view = view[len(part) :]
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal."""
+        return self._sha256.hexdigest()
+
+    @property
+    def block_crc32(self) -> tuple[int, ...]:
+        """Of each MiB; the last may be shorter."""
+        return tuple(self._blocks)
+
+
+def checksum_of(path: Path) -> Checksum:
+    """The checksums of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    checksum = Checksum()
+    with path.open("rb") as file:
+        while data := file.read(4 * BLOCK_BYTES):
+            checksum.update(data)
+    return checksum
