@@ -12,6 +12,7 @@ from typing import Any
 from gpt2_ds.config.errors import Fault, UserError
 from gpt2_ds.config.recipe import ConstantSchedule, Recipe, WarmupStableDecaySchedule
 from gpt2_ds.config.recipe_file import LoadedRecipe
+from gpt2_ds.config.sources import source_faults
 
 _KNOWN_VOCABULARIES = {"gpt2": 50257, "bytes": 257}
 
@@ -119,7 +120,12 @@ def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
         UserError: all values that do not fit each other, each with the values that would.
     """
     recipe = loaded.recipe
-    faults = [*_model_faults(loaded), *_batch_faults(loaded, world_size), *_length_faults(loaded)]
+    faults = [
+        *_model_faults(loaded),
+        *_batch_faults(loaded, world_size),
+        *_length_faults(loaded),
+        *source_faults(loaded),
+    ]
     try:
         vocab_size = vocabulary_size(loaded)
     except UserError as error:

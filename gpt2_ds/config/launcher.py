@@ -29,6 +29,12 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def local_ranks() -> range:
+    """The ranks on this machine."""
+    first = rank() - int(os.environ.get("LOCAL_RANK", "0"))
+    return range(first, first + local_world_size())
+
+
 def nodes() -> int:
     """Machines of the job."""
     return -(-world_size() // local_world_size())

@@ -75,18 +75,51 @@ class PrepareSection(Section):
     """Share of the documents, chosen by their hash, that validates instead of training."""
 
 
-class DataSection(Section):
-    """What the run reads."""
+class SourceSection(Section):
+    """One of several datasets that a run mixes."""
 
     path: Annotated[str, Field(min_length=1)]
-    """Folder that launch/prepare_data.py wrote. Not part of what makes two recipes differ: the
-    data's own fingerprint is."""
+    """As data.path."""
+    weight: NotNegativeFloat
+    """Share of the training samples, to 1 in 10,000; only the ratios of the weights count."""
+
+
+class PhaseSection(Section):
+    """From a point of the run on, other weights."""
+
+    from_tokens: Positive
+    """Tokens seen when the phase begins; a multiple of batch.global_batch_tokens. A run that has
+    not come so far may get new phases, or other ones."""
+    weights: dict[str, NotNegativeFloat]
+    """By the name of the source: as data.sources.NAME.weight."""
+
+
+SourceName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+
+
+class DataSection(Section):
+    """What the run reads: one dataset (path) or several (sources)."""
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """Folder that launch/prepare_data.py wrote, or its address: s3://, gs://, hf://, http(s)://.
+    Not part of what makes two recipes differ: the data's own fingerprint is."""
+    sources: dict[SourceName, SourceSection] | None = None
+    """Several datasets, mixed by weight; each goes through its own epochs. Instead of path."""
+    phases: list[PhaseSection] = []
+    """Other weights of the sources from some point of the run on, in order."""
     seq_length: Positive
     """Tokens of one training sequence; at most model.n_positions."""
+    lanes: NotNegative = 0
+    """0: a sample is drawn from all shards. N: N shards of each dataset are read at a time, each
+    shuffled in itself, and then the next ones; for streamed data larger than the cache."""
     document_mask: bool = False
     """Attention stays inside a document, and positions start again with each one."""
     prepare: PrepareSection | None = None
     """Set: the run prepares the data by itself, once. Not set: the folder must exist."""
+    cache_path: Annotated[str, Field(min_length=1)] = "data/cache"
+    """Folder for the shards of streamed datasets, on a disk of each machine; its ranks share it."""
+    cache_gigabytes: PositiveFloat = 100.0
+    """Streamed shards never fill more of cache_path than this many times 10^9 bytes."""
 
 
 class BatchSection(Section):
@@ -232,9 +265,17 @@ NOT_IN_FINGERPRINT = (
     "template",  # memory and speed
     "batch.micro_batch_size",  # memory and speed
     "data.path",  # the data's own fingerprint is compared instead
+    "data.sources.*.path",
     "data.prepare",
+    "data.phases",  # those that have begun are compared: see `fingerprint`
+    "data.cache_path",  # memory and speed
+    "data.cache_gigabytes",
     "evaluation",  # looks at the weights, and changes none
     "checkpoint",  # cadence of saving and printing
     "logging",
 )
 """Keys and sections in which two recipes of one run may differ: they do not change its result."""
+
+NEUTRAL = {"data.sources": None, "data.lanes": 0}
+"""Keys that came after the first release, with the value that means what no key meant before: so
+that runs begun before go on."""

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
-from gpt2_ds.config.recipe import NOT_IN_FINGERPRINT, AnySchedule, Recipe, Schedule
+from gpt2_ds.config.recipe import NEUTRAL, NOT_IN_FINGERPRINT, AnySchedule, Recipe, Schedule
 from gpt2_ds.config.yaml_document import parse_yaml, read_text
 
 
@@ -198,6 +199,16 @@ def _models_of(annotation: object) -> list[type[BaseModel]]:
     return []
 
 
+def _item_models(annotation: object) -> list[type[BaseModel]]:
+    """The schema classes of what is in a list or a mapping; none for any other annotation."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (dict, list):
+        return _models_of(arguments[-1])
+    if origin in (typing.Union, types.UnionType):
+        return [m for each in arguments for m in _item_models(each)]
+    return []
+
+
 def _locate(
     loc: tuple[int | str, ...], schema: type[BaseModel]
 ) -> tuple[list[str], type[BaseModel] | None, FieldInfo | None]:
@@ -206,6 +217,7 @@ def _locate(
     model: type[BaseModel] | None = schema
     field: FieldInfo | None = None
     candidates = [schema]
+    inner: list[type[BaseModel]] = []
     for step in loc:
         tagged = [
             m for m in candidates if len(candidates) > 1 and step in _literals(m.model_fields)
@@ -214,8 +226,12 @@ def _locate(
             candidates, model = tagged, tagged[0]
             continue
         path.append(str(step))
+        if inner:  # a name in a mapping of sections, or a number in a list of them
+            candidates, inner = inner, []
+            continue
         model = candidates[0] if candidates else model
         field = model.model_fields.get(str(step)) if model and candidates else field
+        inner = _item_models(field.annotation) if field and candidates else []
         candidates = _models_of(field.annotation) if field and candidates else []
     return path, model, field
 
@@ -238,18 +254,22 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
 
 
 def result_keys(recipe: Recipe) -> dict[str, object]:
-    """The values that change a run's result, by key path."""
-    skipped = tuple(f"{key}." for key in NOT_IN_FINGERPRINT)
+    """The values that change a run's result, by key path; but for `data.phases`."""
+    patterns = [pattern for key in NOT_IN_FINGERPRINT for pattern in (key, f"{key}.*")]
     return {
         key: value
         for key, value in flatten(recipe.model_dump())
-        if key not in NOT_IN_FINGERPRINT and not key.startswith(skipped)
+        if not any(fnmatchcase(key, pattern) for pattern in patterns)
+        and not (key in NEUTRAL and value == NEUTRAL[key])
     }
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """sha256 over everything in the recipe that changes a run's result."""
-    return hashlib.sha256(json.dumps(result_keys(recipe), sort_keys=True).encode()).hexdigest()
+def fingerprint(recipe: Recipe, tokens_seen: int) -> str:
+    """sha256 over everything in the recipe that changed a run's result up to `tokens_seen`."""
+    keys = result_keys(recipe)
+    if begun := [each for each in recipe.data.phases if each.from_tokens < tokens_seen]:
+        keys["data.phases"] = [phase.model_dump() for phase in begun]
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
 class _PlainDumper(yaml.SafeDumper):
