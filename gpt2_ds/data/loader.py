@@ -13,49 +13,49 @@ import torch
 
 from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.order import rank_sample_ids, sample_windows
-from gpt2_ds.data.split import Split
+from gpt2_ds.data.order import rank_sample_ids
+from gpt2_ds.data.samples import Samples, require_windows
+from gpt2_ds.data.split import Split, Tokens
+
+CHUNK_TOKENS = 2**19  # handed over at a time: a millisecond of gathering
+LOCATED_SAMPLES = 2**13  # placed at a time: a call for one costs as much as for a thousand
+
+Chunk = Tokens | torch.Tensor  # as on the disk, or int64 in page-locked memory
 
 
 class TokenLoader:
     """The micro-batches of one rank, without end; epochs follow each other.
 
-    The order is that of `gpt2_ds.data.order`: with the same seed and global batch size, the ranks
-    together see the same samples in each optimizer step, however many they are. To resume, give
-    the number of samples seen. It counts what the *optimizer* has seen: what was read ahead and
-    not used is read again.
+    With the same seed and global batch size, the ranks together see the same samples in each
+    optimizer step, however many they are. To resume, give the number of samples seen. It counts
+    what the *optimizer* has seen: what was read ahead and not used is read again.
 
     Args:
-        split: what to read.
-        seq_length: T, tokens a sequence.
+        samples: what to read, in which order.
         global_batch_size: sequences an optimizer step, all ranks.
-        micro_batch_size: sequences a batch, this rank.
+        micro_batch_size: B, sequences a batch, this rank.
         rank: 0..world_size-1, among the data-parallel processes.
         world_size: the number of data-parallel processes.
-        seed: of the order.
         samples_seen: sequences all ranks have been trained on before; a whole number of steps.
         pin_memory: copy batches into page-locked memory; needs a CUDA device.
-        prefetch: batches read ahead.
+        prefetch: chunks of one or more batches read ahead.
 
     Raises:
-        UserError: the split is too short for one window, or the batch sizes do not divide.
+        UserError: the batch sizes do not divide.
     """
 
     def __init__(
         self,
-        split: Split,
+        samples: Samples,
         *,
-        seq_length: int,
         global_batch_size: int,
         micro_batch_size: int,
         rank: int,
         world_size: int,
-        seed: int,
         samples_seen: int = 0,
         pin_memory: bool = False,
-        prefetch: int = 4,
+        prefetch: int = 2,
     ) -> None:
-        _require_windows(split, seq_length, at_least=1)
         share = len(rank_sample_ids(samples_seen, global_batch_size, rank, world_size))
         if share % micro_batch_size:
             fit = divisors(share)
@@ -64,23 +64,17 @@ class TokenLoader:
                 f"{micro_batch_size} does not divide the {share} sequences a step of each rank",
                 f"Use one of {', '.join(map(str, fit))}.",
             )
-        steps = _steps(
-            split,
-            seq_length=seq_length,
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            rank=rank,
-            world_size=world_size,
-            seed=seed,
-            samples_seen=samples_seen,
-        )
-        self._queue: queue.Queue[torch.Tensor | Exception] = queue.Queue(maxsize=prefetch)
+        reading = _Reading(samples, micro_batch_size, samples_seen, rank, world_size)
+        self._reading = reading
+        self._queue: queue.Queue[Chunk | Exception] = queue.Queue(maxsize=prefetch)
+        self._micro_batch_size = micro_batch_size
+        self._chunk: Iterator[torch.Tensor] = iter(())
         stop = threading.Event()
         # The current CUDA device belongs to a thread: without it, pinning opens device 0.
         device = torch.cuda.current_device() if pin_memory else None
         thread = threading.Thread(
             target=_read_ahead,
-            args=(steps, self._queue, stop, device),
+            args=(reading, self._queue, stop, device),
             name="token-loader",
             daemon=True,
         )
@@ -89,6 +83,11 @@ class TokenLoader:
         self._close = weakref.finalize(self, _end_thread, thread, stop)
         self._failure: Exception | None = None
         thread.start()
+
+    @property
+    def samples_read(self) -> int:
+        """Samples before the one that is read next, all ranks: ahead of what training has seen."""
+        return self._reading.next_sample - self._reading.rank
 
     def __iter__(self) -> TokenLoader:
         """Itself."""
@@ -103,12 +102,16 @@ class TokenLoader:
         """
         if not self._close.alive:
             raise RuntimeError("the TokenLoader is closed")
-        if self._failure is None:
-            item = self._queue.get()
-            if isinstance(item, torch.Tensor):
-                return item
-            self._failure = item
-        raise self._failure
+        batch = next(self._chunk, None)
+        if batch is None:
+            if self._failure is None:
+                item = self._queue.get()
+                if not isinstance(item, Exception):
+                    self._chunk = _batches(item, self._micro_batch_size)
+                    return next(self._chunk)
+                self._failure = item
+            raise self._failure
+        return batch
 
     def close(self) -> None:
         """End the thread; may be called twice."""
@@ -128,41 +131,52 @@ class TokenLoader:
         self.close()
 
 
-def _steps(
-    split: Split,
-    *,
-    seq_length: int,
-    global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    samples_seen: int,
-) -> Iterator[torch.Tensor]:
-    n_windows = split.n_windows(seq_length)
-    while True:
-        ids = rank_sample_ids(samples_seen, global_batch_size, rank, world_size)
-        windows = sample_windows(ids, n_windows, seed)
-        for start in range(0, len(windows), micro_batch_size):
-            batch = split.windows(windows[start : start + micro_batch_size], seq_length)
-            yield torch.from_numpy(batch)  # (B, T + 1)
-        samples_seen += global_batch_size
+class _Reading:
+    """The chunks of one rank: its samples are n + r, n + r + W, ... across all steps."""
+
+    def __init__(
+        self, samples: Samples, micro_batch_size: int, samples_seen: int, rank: int, world_size: int
+    ) -> None:
+        self.samples, self.rank = samples, rank
+        batches = max(1, CHUNK_TOKENS // (micro_batch_size * samples.seq_length))
+        self._chunk = batches * micro_batch_size
+        self._world_size = world_size
+        self.next_sample = samples_seen + rank
+        self._sources = self._windows = np.empty(0, dtype=np.int64)
+
+    def chunk(self) -> Tokens:
+        """The next few micro-batches in one piece: (n B, T + 1)."""
+        n = self._chunk
+        if not len(self._windows):
+            ahead = n * max(1, LOCATED_SAMPLES // n)
+            ids = self.next_sample + self._world_size * np.arange(ahead, dtype=np.int64)
+            self._sources, self._windows = self.samples.locate(ids)
+        tokens = self.samples.read(self._sources[:n], self._windows[:n])
+        self._sources, self._windows = self._sources[n:], self._windows[n:]
+        self.next_sample += self._world_size * n
+        return tokens
+
+
+def _batches(chunk: Chunk, micro_batch_size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(chunk), micro_batch_size):
+        part = chunk[start : start + micro_batch_size]
+        yield part if isinstance(part, torch.Tensor) else torch.from_numpy(part.astype(np.int64))
 
 
 def _read_ahead(
-    batches: Iterator[torch.Tensor],
-    ready: queue.Queue[torch.Tensor | Exception],
+    reading: _Reading,
+    ready: queue.Queue[Chunk | Exception],
     stop: threading.Event,
     device: int | None,
 ) -> None:
     # Holds no reference to the loader, so that a forgotten loader is collected.
     while not stop.is_set():
-        item: torch.Tensor | Exception
+        item: Chunk | Exception
         try:
-            item = next(batches)
+            item = reading.chunk()
             if device is not None:
                 torch.cuda.set_device(device)
-                item = item.pin_memory()
+                item = torch.from_numpy(item.astype(np.int64)).pin_memory()
         except Exception as error:
             item = error
         while not stop.is_set():
@@ -209,7 +223,7 @@ def validation_batches(
     Raises:
         UserError: the split has fewer windows.
     """
-    in_split = _require_windows(split, seq_length, at_least=max(1, n_windows))
+    in_split = require_windows(split, seq_length, at_least=max(1, n_windows))
     chosen = np.arange(n_windows, dtype=np.int64) * in_split // n_windows
     mine = chosen[rank::world_size]
     largest_share = -(-n_windows // world_size)
@@ -219,18 +233,6 @@ def validation_batches(
             ids = mine[start : start + micro_batch_size]
             padding = np.full(micro_batch_size - len(ids), chosen[0])
             rows = split.windows(np.concatenate([ids, padding]), seq_length)
-            yield torch.from_numpy(rows), len(ids)
+            yield torch.from_numpy(rows.astype(np.int64)), len(ids)
 
     return batches()
-
-
-def _require_windows(split: Split, seq_length: int, at_least: int) -> int:
-    n_windows = split.n_windows(seq_length)
-    if n_windows < at_least:
-        raise user_error(
-            f"split {split.name}",
-            f"{split.n_tokens} tokens make {n_windows} windows of {seq_length} + 1 tokens, "
-            f"and {at_least} are needed",
-            "Use a shorter sequence, ask for fewer windows, or prepare more text.",
-        )
-    return n_windows

@@ -9,6 +9,9 @@ processes share them. The permutation is a Feistel network over the next even po
 until it falls inside 0..E-1: no array of the data's size, and no random generator of a library,
 whose stream may change between versions.
 
+`gpt2_ds.data.lanes` is the order for streamed data, `gpt2_ds.data.mixture` says which of several
+datasets a sample is from, and `gpt2_ds.data.samples` puts them together.
+
 Source: https://en.wikipedia.org/wiki/Format-preserving_encryption (cycle walking);
 https://doi.org/10.1137/0217022 (Luby and Rackoff: four rounds make a pseudorandom permutation).
 """
@@ -24,27 +27,28 @@ from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
 
 ROUNDS = 8
+_POWERS_OF_4 = np.uint64(4) ** np.arange(1, 32, dtype=np.uint64)
 
 
-def epoch_key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    """The round keys of one epoch: (ROUNDS,) uint64.
+def epoch_key(seed: int, epoch: int, name: str = "") -> npt.NDArray[np.uint64]:
+    """The round keys of one epoch of the dataset called `name`: (ROUNDS,) uint64.
 
     >>> hex(epoch_key(seed=1, epoch=0)[0])
     '0xe42d5b90615c1c01'
     """
-    digest = hashlib.sha512(f"gpt2_ds order {seed} {epoch}".encode()).digest()
+    digest = hashlib.sha512(f"gpt2_ds order {seed} {epoch} {name}".rstrip().encode()).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def feistel(
-    positions: npt.NDArray[np.int64], n: int, key: npt.NDArray[np.uint64]
+    positions: npt.NDArray[np.int64], n: int | npt.NDArray[np.int64], key: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.int64]:
-    """A keyed permutation of 0..n-1.
+    """A keyed permutation of 0..n-1; or many at once, each position in one of its own.
 
     Args:
         positions: (k,) int64 in 0..n-1.
-        n: at least 1, at most 2**62.
-        key: (rounds,) uint64; another key gives another permutation.
+        n: at least 1, at most 2**62; or (k,) int64 of such.
+        key: (rounds,) uint64, or (rounds, k); another key gives another permutation.
 
     Returns:
         (k,) int64: where each position goes.
@@ -52,20 +56,26 @@ def feistel(
     >>> feistel(np.arange(8), 8, epoch_key(seed=1, epoch=0)).tolist()
     [2, 7, 1, 3, 0, 4, 6, 5]
     """
-    half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+    sizes = np.asarray(n, dtype=np.uint64)
+    # The fewest bits in two equal halves that count to n: 4**half_bits >= n.
+    half_bits = (np.searchsorted(_POWERS_OF_4, sizes) + 1).astype(np.uint64)
     out = _network(positions.astype(np.uint64), half_bits, key)
     # Walk on while outside: the walk starts inside 0..n-1, so it comes back there.
-    while (outside := np.flatnonzero(out >= n)).size:
-        out[outside] = _network(out[outside], half_bits, key)
+    while (outside := np.flatnonzero(out >= sizes)).size:
+        bits = half_bits[outside] if half_bits.ndim else half_bits
+        keys = key[:, outside] if key.ndim > 1 else key
+        out[outside] = _network(out[outside], bits, keys)
     return out.astype(np.int64)
 
 
 def _network(
-    values: npt.NDArray[np.uint64], half_bits: int, key: npt.NDArray[np.uint64]
+    values: npt.NDArray[np.uint64],
+    half_bits: npt.NDArray[np.uint64],
+    key: npt.NDArray[np.uint64],
 ) -> npt.NDArray[np.uint64]:
-    bits = np.uint64(half_bits)
-    mask = np.uint64((1 << half_bits) - 1)
-    left, right = values >> bits, values & mask
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    high = np.uint64(64) - half_bits
+    left, right = values >> half_bits, values & mask
     for round_key in key:
         # The finalizer of MurmurHash3, whose high bits depend on every bit of what goes in.
         mixed = right ^ round_key
@@ -73,12 +83,12 @@ def _network(
         mixed *= np.uint64(0xFF51AFD7ED558CCD)
         mixed ^= mixed >> np.uint64(33)
         mixed *= np.uint64(0xC4CEB9FE1A85EC53)
-        left, right = right, left ^ (mixed >> np.uint64(64 - half_bits))
-    return (left << bits) | right
+        left, right = right, left ^ (mixed >> high)
+    return (left << half_bits) | right
 
 
 def sample_windows(
-    sample_ids: npt.NDArray[np.int64], n_windows: int, seed: int
+    sample_ids: npt.NDArray[np.int64], n_windows: int, seed: int, name: str = ""
 ) -> npt.NDArray[np.int64]:
     """The window of each sample.
 
@@ -86,6 +96,7 @@ def sample_windows(
         sample_ids: (k,) int64, counted from the start of training; any epochs.
         n_windows: of the split, at least 1.
         seed: of the order.
+        name: of the dataset, where there are several.
 
     Returns:
         (k,) int64 in 0..n_windows-1.
@@ -97,7 +108,7 @@ def sample_windows(
     windows = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        windows[here] = feistel(positions[here], n_windows, epoch_key(seed, epoch))
+        windows[here] = feistel(positions[here], n_windows, epoch_key(seed, epoch, name))
     return windows
 
 

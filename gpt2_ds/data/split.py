@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.data.shards import ShardHeader, map_tokens
+from gpt2_ds.data.layouts import token_offset
+from gpt2_ds.data.manifest import ShardEntry
 
 # A map holds a file descriptor, and a process often may have no more than 1,024 of them.
 MAX_OPEN_SHARDS = 256
+# A streamed shard may be deleted between being fetched and being opened, by another process.
+OPEN_ATTEMPTS = 5
+
+Array = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.integer[Any]]
 
 
 class Split:
@@ -26,26 +33,53 @@ class Split:
 
     Args:
         name: of the split.
-        shards: path and header of each, in order.
+        entries: of its shards in the manifest, in order.
+        dtype: of the tokens.
+        locate: gives the file of a shard on this machine; may fetch it first.
+        max_open_shards: mapped at a time. What is mapped keeps its place on the disk, deleted or
+            not.
     """
 
-    def __init__(self, name: str, shards: Sequence[tuple[Path, ShardHeader]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        entries: Sequence[ShardEntry],
+        dtype: str,
+        locate: Callable[[ShardEntry], Path],
+        max_open_shards: int = MAX_OPEN_SHARDS,
+    ) -> None:
         self.name = name
-        self._shards = tuple(shards)
-        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+        self.entries = tuple(entries)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.max_open_shards = max_open_shards
+        self._locate = locate
+        self._maps: OrderedDict[int, Tokens] = OrderedDict()
         self._lock = threading.Lock()  # the read-ahead thread and the main one may both read
-        self._cumulative: dict[int, npt.NDArray[np.int64]] = {}
+        self._before: dict[int, Array] = {}
 
     @property
     def n_tokens(self) -> int:
         """All tokens of the split."""
-        return sum(header.n_tokens for _, header in self._shards)
+        return sum(entry.tokens for entry in self.entries)
+
+    def shard_windows(self, seq_length: int) -> Array:
+        """How many windows of `seq_length + 1` tokens each shard has: (tokens - 1) // T."""
+        return np.diff(self._windows_before(seq_length))
 
     def n_windows(self, seq_length: int) -> int:
-        """How many windows of `seq_length + 1` tokens there are: (tokens - 1) // T a shard."""
-        return int(self._cumulative_windows(seq_length)[-1])
+        """How many windows there are in all shards."""
+        return int(self._windows_before(seq_length)[-1])
 
-    def windows(self, ids: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
+    def place(self, window: int, seq_length: int) -> tuple[int, int]:
+        """The shard a window is in, by its place in `entries`, and the window's first token there.
+
+        Raises:
+            IndexError: there is no such window.
+        """
+        shards, slots = self._places(np.array([window], dtype=np.int64), seq_length)
+        return int(shards[0]), int(slots[0]) * seq_length
+
+    def windows(self, ids: Array, seq_length: int) -> Tokens:
         """Read windows.
 
         Args:
@@ -53,36 +87,64 @@ class Split:
             seq_length: T.
 
         Returns:
-            (n, T + 1) int64 token ids.
+            (n, T + 1) token ids, of `dtype`.
 
         Raises:
             IndexError: there is no such window.
         """
-        cumulative = self._cumulative_windows(seq_length)
-        if len(ids) and not (ids.min() >= 0 and ids.max() < cumulative[-1]):
-            raise IndexError(
-                f"{self.name}: windows {ids.min()}..{ids.max()} of 0..{cumulative[-1] - 1}"
-            )
-        out = np.empty((len(ids), seq_length + 1), dtype=np.int64)
-        owners = np.searchsorted(cumulative, ids, side="right") - 1
-        starts = (ids - cumulative[owners]) * seq_length
-        # Row by row: in a global shuffle over many shards nearly each row is of another one.
-        for row, (shard, start) in enumerate(zip(owners.tolist(), starts.tolist(), strict=True)):
-            out[row] = self._tokens(shard)[start : start + seq_length + 1]
+        shards, slots = self._places(ids, seq_length)
+        order = np.argsort(shards, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if len(ids) else []
+        if len(groups) == 1:
+            return _overlapping(self.tokens(int(shards[0])), seq_length)[slots]
+        out = np.empty((len(ids), seq_length + 1), dtype=self.dtype)
+        for rows in groups:  # one gather a shard
+            out[rows] = _overlapping(self.tokens(int(shards[rows[0]])), seq_length)[slots[rows]]
         return out
 
-    def _cumulative_windows(self, seq_length: int) -> npt.NDArray[np.int64]:
-        """(n_shards + 1,): the windows before each shard, and all of them."""
-        if seq_length not in self._cumulative:
-            counts = [max(0, header.n_tokens - 1) // seq_length for _, header in self._shards]
-            self._cumulative[seq_length] = np.cumsum([0, *counts], dtype=np.int64)
-        return self._cumulative[seq_length]
-
-    def _tokens(self, shard: int) -> npt.NDArray[Any]:
+    def tokens(self, shard: int) -> Tokens:
+        """All tokens of a shard: (n_tokens,), memory-mapped and read-only."""
         with self._lock:
-            if shard not in self._maps:
-                self._maps[shard] = map_tokens(*self._shards[shard])
-                if len(self._maps) > MAX_OPEN_SHARDS:
+            mapped = self._maps.pop(shard, None)
+            if mapped is None:
+                while len(self._maps) >= self.max_open_shards:
                     self._maps.popitem(last=False)
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
+                mapped = self._map(self.entries[shard])
+            self._maps[shard] = mapped
+            return mapped
+
+    def _map(self, entry: ShardEntry, attempts: int = OPEN_ATTEMPTS) -> Tokens:
+        path = self._locate(entry)
+        try:
+            offset = token_offset(path, entry.layout)
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            if attempts == 1:
+                raise
+            return self._map(entry, attempts - 1)
+        return np.frombuffer(mapped, self.dtype, entry.tokens, offset)
+
+    def _places(self, ids: Array, seq_length: int) -> tuple[Array, Array]:
+        """(n,) shard of each window, (n,) which window of the shard it is."""
+        before = self._windows_before(seq_length)
+        if len(ids) and not (ids.min() >= 0 and ids.max() < before[-1]):
+            raise IndexError(
+                f"{self.name}: windows {ids.min()}..{ids.max()} of 0..{before[-1] - 1}"
+            )
+        shards = np.searchsorted(before, ids, side="right") - 1
+        return shards, ids - before[shards]
+
+    def _windows_before(self, seq_length: int) -> Array:
+        """(n_shards + 1,): the windows before each shard, and all of them."""
+        if seq_length not in self._before:
+            counts = [max(0, entry.tokens - 1) // seq_length for entry in self.entries]
+            self._before[seq_length] = np.cumsum([0, *counts], dtype=np.int64)
+        return self._before[seq_length]
+
+
+def _overlapping(tokens: Tokens, seq_length: int) -> Tokens:
+    """All windows of a shard without copying: (windows, T + 1), each row T tokens further on."""
+    shape = (max(0, len(tokens) - 1) // seq_length, seq_length + 1)
+    step = tokens.itemsize
+    return np.ndarray(shape, tokens.dtype, tokens.data, 0, (seq_length * step, step))

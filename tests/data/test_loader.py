@@ -18,12 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data.dataset import Split
+from gpt2_ds.data import loader as loader_module
 from gpt2_ds.data.loader import TokenLoader, validation_batches
+from gpt2_ds.data.samples import Samples
+from gpt2_ds.data.split import Split
 from tests.data.small_dataset import make_dataset
 
 T = 4
 N_WINDOWS = 50
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_chunks() -> Iterator[None]:
+    """10 samples of 4 tokens at a time, or one batch: as many hand-overs as a long run has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader_module, "CHUNK_TOKENS", 10 * T)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +50,22 @@ def make_split(directory: Path, windows: list[int]) -> Split:
 
 
 def read(
-    split: Split, n_steps: int, world_size: int, samples_seen: int = 0, micro_batch_size: int = 1
+    split: Split,
+    n_steps: int,
+    world_size: int,
+    samples_seen: int = 0,
+    micro_batch_size: int = 1,
+    lanes: int = 0,
 ) -> list[list[int]]:
     """The windows of each step, in the order of the samples."""
     per_rank = []
     for rank in range(world_size):
         with TokenLoader(
-            split,
-            seq_length=T,
+            Samples([split], seq_length=T, seed=5, lanes=lanes),
             global_batch_size=24,
             micro_batch_size=micro_batch_size,
             rank=rank,
             world_size=world_size,
-            seed=5,
             samples_seen=samples_seen,
         ) as loader:
             n_batches = n_steps * 24 // world_size // micro_batch_size
@@ -65,10 +78,17 @@ def read(
     return steps.flatten(1).tolist()
 
 
-def test_every_world_size_reads_the_same_samples_in_the_same_order(split: Split) -> None:
-    one = read(split, n_steps=25, world_size=1)
-    for world_size, micro_batch_size in ((2, 4), (3, 8), (4, 3), (8, 1)):
-        assert read(split, 25, world_size, micro_batch_size=micro_batch_size) == one
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_every_world_size_reads_the_same_samples_in_the_same_order(
+    split: Split, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loader_module, "CHUNK_TOKENS", 25 * 24 * T)
+        one = read(split, n_steps=25, world_size=1, lanes=lanes)
+    for world_size in range(1, 25):
+        if 24 % world_size == 0:
+            for size in {1, 24 // world_size}:
+                assert read(split, 25, world_size, micro_batch_size=size, lanes=lanes) == one
     flat = np.array(one).ravel()
     assert len(flat) == 12 * N_WINDOWS
     assert (np.sort(flat.reshape(12, N_WINDOWS), axis=1) == np.arange(N_WINDOWS)).all()
@@ -86,14 +106,12 @@ def test_resume_with_another_world_size_is_never_having_stopped(
 
 def open_loader(split: Split, **changes: Any) -> TokenLoader:
     given: dict[str, Any] = {
-        "seq_length": T,
         "global_batch_size": 4,
         "micro_batch_size": 2,
         "rank": 0,
         "world_size": 1,
-        "seed": 1,
     }
-    return TokenLoader(split, **(given | changes))
+    return TokenLoader(Samples([split], seq_length=T, seed=1), **(given | changes))
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -123,9 +141,11 @@ def test_reads_no_further_ahead_than_asked(split: Split, monkeypatch: pytest.Mon
     calls = []
     real = split.windows
     monkeypatch.setattr(split, "windows", lambda *args: calls.append(1) or real(*args))
-    with open_loader(split, prefetch=3):
+    monkeypatch.setattr(loader_module, "CHUNK_TOKENS", 2 * T)
+    with open_loader(split, prefetch=3) as loader:
         time.sleep(0.2)
         assert len(calls) == 4  # three wait, one is in the thread's hand
+        assert loader.samples_read == 8
 
 
 def test_what_the_thread_runs_into_is_raised_by_next(
@@ -141,6 +161,7 @@ def test_what_the_thread_runs_into_is_raised_by_next(
         return real(*args)
 
     monkeypatch.setattr(split, "windows", windows)
+    monkeypatch.setattr(loader_module, "CHUNK_TOKENS", 2 * T)
     with open_loader(split) as loader:
         next(loader)
         next(loader)
@@ -154,8 +175,10 @@ def test_a_program_may_end_without_close(tmp_path: Path) -> None:
     program = f"""
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.loader import TokenLoader
-loader = TokenLoader(Dataset.open({str(tmp_path)!r}).split("train"), seq_length=4,
-    global_batch_size=1, micro_batch_size=1, rank=0, world_size=1, seed=1)
+from gpt2_ds.data.samples import Samples
+split = Dataset.open({str(tmp_path)!r}).split("train")
+loader = TokenLoader(Samples([split], seq_length=4, seed=1),
+    global_batch_size=1, micro_batch_size=1, rank=0, world_size=1)
 next(loader)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
@@ -173,7 +196,7 @@ def test_a_micro_batch_that_does_not_divide_is_refused(split: Split) -> None:
 
 def test_a_split_too_short_for_a_window_is_refused(split: Split) -> None:
     with pytest.raises(UserError) as refused:
-        open_loader(split, seq_length=1000)
+        Samples([split], seq_length=1000, seed=1)
     assert str(refused.value) == (
         "split train: 203 tokens make 0 windows of 1000 + 1 tokens, and 1 are needed. "
         "Use a shorter sequence, ask for fewer windows, or prepare more text."

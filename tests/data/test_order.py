@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import time
 
 import numpy as np
@@ -9,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import gpt2_ranks, order
 from gpt2_ds.data.order import epoch_key, feistel, rank_sample_ids, sample_windows
-from gpt2_ds.data.preparation import prepare
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
-
-
-@pytest.mark.parametrize("module", [order, gpt2_ranks, prepare])
-def test_doctests(module: object) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed
 
 
 @settings(deadline=None)
