@@ -1,73 +1,83 @@
 """Documents in blocks to worker processes, token arrays back in order.
 
-Blocks of about a megabyte, because a task costs about a millisecond; arrays, because lists of ints
-take longer to send than to make.
+Blocks of about a megabyte, because a task costs about a millisecond; one array a block, because
+lists of ints take longer to send than to make. Hashes are made by the workers too, so that the one
+process that reads and writes keeps many of them busy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.data.preparation.blocks import Block
 from gpt2_ds.data.tokenizer import Tokenizer
 
-Arrays = list[npt.NDArray[np.unsignedinteger[Any]]]
+DIGEST_BYTES = 32
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
-@dataclass
-class Block:
-    """Consecutive documents of one unit.
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a block's documents.
 
     Args:
-        unit: which one.
-        texts: of the documents.
-        is_validation: whether each goes to the validation split.
-        input_bytes: of all of them.
+        tokens: (n_tokens,) of the tokenizer's type: of all documents, each after its end-of-text.
+        lengths: (n_documents,) int64: how many tokens each has, with its end-of-text.
+        digests: (n_documents, 32) uint8: the sha256 of each text in UTF-8.
     """
 
-    unit: int
-    texts: list[str] = field(default_factory=list)
-    is_validation: list[bool] = field(default_factory=list)
-    input_bytes: int = 0
+    tokens: Tokens
+    lengths: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint8]
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Arrays:
-    """Each document as an array that begins with the end-of-text token."""
-    return [
-        np.concatenate([np.array([tokenizer.eot_token], tokenizer.dtype), tokenizer.encode(text)])
-        for text in texts
-    ]
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Encoded:
+    """Encode and hash texts in UTF-8."""
+    end_of_text = np.array([tokenizer.eot_token], tokenizer.dtype)
+    parts: list[Tokens] = [np.empty(0, tokenizer.dtype)]
+    lengths = np.empty(len(texts), np.int64)
+    for i, text in enumerate(texts):
+        tokens = tokenizer.encode(text.decode())
+        parts += end_of_text, tokens
+        lengths[i] = 1 + len(tokens)
+    digests = b"".join(hashlib.sha256(text).digest() for text in texts)
+    return Encoded(
+        np.concatenate(parts),
+        lengths,
+        np.frombuffer(digests, np.uint8).reshape(len(texts), DIGEST_BYTES),
+    )
 
 
 def encode_blocks(
-    blocks: Iterator[Block], tokenizer_directory: Path, workers: int
-) -> Iterator[tuple[Block, Arrays]]:
-    """Each block with its documents' tokens, in the order of the blocks.
+    blocks: Iterator[Block], tokenizer: Tokenizer, workers: int
+) -> Generator[tuple[Block, Encoded], None, None]:
+    """Each block with what became of it, in the order of the blocks.
 
     Args:
         blocks: read only as far ahead as keeps the workers busy.
-        tokenizer_directory: where `Tokenizer.save` put it; each worker loads it from there.
+        tokenizer: does the work; each worker gets a copy.
         workers: 1 works in this process.
 
     Raises:
-        RunError: a worker process died.
+        UserError: reading the blocks did; all before it were given.
+        RunError: a worker process died; or reading the blocks did.
     """
     if workers == 1:
-        tokenizer = Tokenizer.open(tokenizer_directory)
         for block in blocks:
             yield block, encode_documents(tokenizer, block.texts)
         return
@@ -76,18 +86,24 @@ def encode_blocks(
         # A fork of a process with threads (torch's, a launcher's) may hang.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(tokenizer_directory,),
+        initargs=(_sendable(tokenizer),),
     )
-    pending: deque[tuple[Block, Future[Arrays]]] = deque()
+    pending: deque[tuple[Block, Future[Encoded]]] = deque()
+    failure = None
     try:
-        for block in blocks:
-            pending.append((block, pool.submit(_encode_in_worker, block.texts)))
+        for each in _until_failure(blocks):
+            if isinstance(each, Exception):
+                failure = each
+                break
+            pending.append((each, pool.submit(_encode_in_worker, each.texts)))
             if len(pending) > 2 * workers:
                 first, future = pending.popleft()
                 yield first, future.result()
         while pending:
             first, future = pending.popleft()
             yield first, future.result()
+        if failure is not None:
+            raise failure
     except BrokenProcessPool as error:
         raise RunError(
             "a worker process died, perhaps for want of memory. Use fewer --workers."
@@ -96,17 +112,43 @@ def encode_blocks(
         pool.shutdown(cancel_futures=True)
 
 
+def _until_failure(blocks: Iterator[Block]) -> Iterator[Block | UserError | RunError]:
+    """The blocks, and last what went wrong, which must not outrun those that are at work."""
+    try:
+        yield from blocks
+    except (UserError, RunError) as error:
+        yield error
+
+
 _worker_tokenizer: Tokenizer | None = None
 
 
-def _start_worker(tokenizer_directory: Path) -> None:
+def _sendable(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, to be pickled with all it knows.
+
+    tiktoken 0.14 pickles the encodings of its own registry by name, and the other process would
+    look for their files, and perhaps download them.
+    """
+    import tiktoken
+
+    known = tokenizer.encoding
+    encoding = tiktoken.Encoding(
+        known.name,
+        pat_str=known._pat_str,
+        mergeable_ranks=known._mergeable_ranks,
+        special_tokens=known._special_tokens,
+    )
+    return replace(tokenizer, encoding=encoding)
+
+
+def _start_worker(tokenizer: Tokenizer) -> None:
     global _worker_tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the pool
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A killed parent ends no worker: they would wait for work forever.
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    _worker_tokenizer = Tokenizer.open(tokenizer_directory)
+    _worker_tokenizer = tokenizer
 
 
 def _die_with(sentinel: int) -> None:
@@ -114,6 +156,6 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _encode_in_worker(texts: list[str]) -> Arrays:
+def _encode_in_worker(texts: list[bytes]) -> Encoded:
     assert _worker_tokenizer is not None
     return encode_documents(_worker_tokenizer, texts)

@@ -1,43 +1,56 @@
-"""Text to a dataset: token shards, their tokenizer and a manifest, complete or not there at all."""
+"""Text to a dataset: token shards, their tokenizer and a manifest, complete or not there at all.
+
+The work is in `.NAME.partial` beside the dataset, unit by unit (`partial_folder`, `units`). Killed
+at any moment, the same call goes on after the last complete unit, and the result is the same to the
+byte; so it is for any number of workers.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.metadata
 import platform
-import shutil
-import uuid
-from collections import Counter
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from gpt2_ds.config.errors import RunError, user_error
+from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
 from gpt2_ds.data.durable_file import sync
 from gpt2_ds.data.manifest import (
     FORMAT,
     MANIFEST_FILE,
-    InputEntry,
     Manifest,
     ShardEntry,
-    Skipped,
-    Source,
-    SplitName,
     TokenizerEntry,
+    read_manifest,
 )
-from gpt2_ds.data.preparation.encoding_pool import Arrays, Block, encode_blocks
+from gpt2_ds.data.preparation.blocks import OnBad, read_blocks
+from gpt2_ds.data.preparation.disk_space import bytes_still_needed, full_disk, is_full_disk
+from gpt2_ds.data.preparation.encoding_pool import encode_blocks
+from gpt2_ds.data.preparation.partial_folder import (
+    Counts,
+    PartialFolder,
+    locked_folder,
+    partial_path,
+)
 from gpt2_ds.data.preparation.progress import Progress
-from gpt2_ds.data.preparation.sources import Document, Input, OnBad, find_inputs, read_documents
-from gpt2_ds.data.shards import write_shard
+from gpt2_ds.data.preparation.reading import BEGINNING, Position
+from gpt2_ds.data.preparation.request import (
+    COMMITS,
+    SHARD_TOKENS,
+    Request,
+    check_arguments,
+    check_hub_flags,
+)
+from gpt2_ds.data.preparation.sources import HubChoice, find_inputs
+from gpt2_ds.data.preparation.units import Cutting, UnitWriter
 from gpt2_ds.data.tokenizer import Tokenizer
-
-SHARD_TOKENS = 2**25  # 64 MiB of uint16
-BLOCK_BYTES = 2**20
 
 
 def prepare(
@@ -51,200 +64,196 @@ def prepare(
     validation_inputs: Sequence[str | Path] = (),
     on_bad: OnBad = "error",
     shard_tokens: int = SHARD_TOKENS,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    document_separator: str | None = None,
+    deduplicate: bool = False,
+    shuffle_seed: int | None = None,
 ) -> Manifest:
     """Turn text into a dataset at `out`.
 
-    The documents are cut into units by bytes of text, and each unit makes one train shard; so
-    the bytes of the result are the same for any number of workers.
-
     Args:
-        inputs: files, folders or `python-stdlib`: see `gpt2_ds.data.preparation.sources`.
+        inputs: files, folders, patterns, `-`, `hf:OWNER/NAME` or `python-stdlib`: see
+            `gpt2_ds.data.preparation.sources`.
         out: a directory that is not there yet; it appears under this name when complete.
         tokenizer: goes into the dataset.
         workers: processes that encode.
-        text_field: of a row of JSON lines, its text.
+        text_field: of a row of JSON lines, parquet or a dataset of the hub, its text.
         validation_fraction: of documents, chosen by a hash of the text, so that the choice does
             not depend on files or order; unused with `validation_inputs`.
         validation_inputs: if given, the whole validation split.
         on_bad: "error" stops at a bad document, "skip" counts it in the manifest.
         shard_tokens: about how many tokens a shard has.
+        config: of a dataset of the hub, its configuration.
+        split: of a dataset of the hub.
+        revision: of a dataset of the hub: branch, tag or commit; None: the newest commit.
+        document_separator: the line between documents of a text file; None: a file is a document.
+        deduplicate: leave out a document whose text came before, in either split.
+        shuffle_seed: if given, the documents within a train shard are put in an order of its own.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: `out` is taken, an argument is out of range, an input is missing or bad, or no
-            token is left to train on.
-        RunError: a worker died, or the disk refused to be written. `out` is not there then.
+        UserError: `out` is taken, an argument is out of range, an input is missing or bad, an
+            earlier start with the same `out` was asked for something else, or no token is left
+            to train on.
+        RunError: a worker died, the disk is full or refuses to be written, the hub cannot be
+            read, or Ctrl-C was pressed. `out` is not there then, and the same call goes on.
     """
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise user_error(f"--out {out}", "there already", "Name another --out, or delete it.")
-    if workers < 1:
-        raise user_error("--workers", f"{workers} is below 1", "Use 1 or more.")
-    if not 0 <= validation_fraction < 1:
-        raise user_error(
-            "--validation-fraction", f"{validation_fraction} is not in [0, 1)", "Use 0.001, say."
-        )
-    train, validation = find_inputs(inputs), []
+    cutting = Cutting(
+        shard_tokens=shard_tokens,
+        validation_fraction=validation_fraction,
+        shuffle_seed=shuffle_seed,
+        deduplicate=deduplicate,
+    )
+    check_arguments(workers, cutting)
     if validation_inputs:
-        validation = find_inputs(validation_inputs, others=train)
-        validation_fraction = 0.0
-    skipped: Counter[str] = Counter()
-
-    def read(chosen: Sequence[Input]) -> Iterator[Document]:
-        return read_documents(chosen, text_field=text_field, on_bad=on_bad, skipped=skipped)
-
-    unit_bytes = shard_tokens * (1 if tokenizer.name == "bytes" else 4)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+        cutting = replace(cutting, validation_fraction=0.0)
+    if _is_taken(out) and not partial_path(out).exists():
+        raise _taken(out)
+    choice = HubChoice(config, split, revision)
     try:
-        temporary.mkdir(parents=True)
-        blocks = _blocks(read(train), read(validation), validation_fraction, unit_bytes)
-        progress = Progress(sum(each.n_bytes for each in [*train, *validation]))
-        shards = _write_shards(temporary, blocks, tokenizer, workers, shard_tokens, progress)
-        if not any(shard.split == "train" for shard in shards):
-            raise user_error(
-                f"input {', '.join(map(str, inputs))}",
-                f"nothing to train on: {sum(shard.documents for shard in shards)} documents for "
-                f"validation, {skipped.total()} skipped",
-                "Give more documents, or a smaller --validation-fraction.",
-            )
-        manifest = Manifest(
-            format=FORMAT,
-            dtype="uint16" if tokenizer.dtype.itemsize == 2 else "uint32",
-            tokenizer=TokenizerEntry(name=tokenizer.name, sha256=tokenizer.sha256),
-            source=Source(
-                inputs=_entries(train),
-                validation_inputs=_entries(validation),
-                validation_fraction=validation_fraction,
+        with locked_folder(out) as folder, _told_plainly(folder):
+            choice = replace(choice, pinned=(folder.stored_job or {}).get(COMMITS))
+            train = find_inputs(inputs, choice=choice)
+            validation = find_inputs(validation_inputs, others=train, choice=choice)
+            check_hub_flags(choice, [*train, *validation])
+            request = Request(
+                out=out,
+                tokenizer=tokenizer,
+                train=tuple(train),
+                validation=tuple(validation),
+                cutting=cutting,
+                choice=choice,
                 text_field=text_field,
-                document_separator=None,
-                shuffle_seed=None,
-                duplicates=None,
-                skipped={
-                    why: Skipped(count=count, first=()) for why, count in sorted(skipped.items())
-                },
-            ),
-            versions={
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "tiktoken": importlib.metadata.version("tiktoken"),
-            },
-            shards=tuple(shards),
-        )
-        _sync_directories(temporary)
-        manifest.write(temporary)
-        temporary.rename(out)  # fails where something has come to be there since
-        sync(out.parent)
+                document_separator=document_separator,
+            )
+            folder.begin(request.job)
+            if not _is_taken(out):
+                return _prepare(request, folder, workers, on_bad)
+            if folder.is_published:  # an earlier start was killed when only this was left to do
+                folder.remove()
+                return read_manifest(out)
+            raise _taken(out)
     except OSError as error:
-        raise RunError(f"{out}: could not be written: {error}. Nothing was left there.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"{out}: could not be written: {error}.") from error
+
+
+@contextmanager
+def _told_plainly(folder: PartialFolder) -> Iterator[None]:
+    """Say with every error what is kept; nothing is, where the user is wrong from the start.
+
+    Raises:
+        UserError: as it came.
+        RunError: in place of Ctrl-C, a disk that refuses, a damaged file of hashes.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not folder.shards and folder.is_ours:
+            folder.remove()
+            raise
+        if not folder.is_ours:
+            raise
+        faults = (Fault(each.where, each.what, each.fix + _kept(folder)) for each in error.faults)
+        raise UserError(*faults) from error
+    except KeyboardInterrupt as error:
+        raise RunError(f"Stopped by Ctrl-C.{_kept(folder)}") from error
+    except RunError as error:
+        raise RunError(f"{error}{_kept(folder)}") from error
+    except (OSError, sqlite3.Error) as error:
+        told = f"{folder.path}: could not be written: {error}."
+        raise RunError(f"{told}{_kept(folder)}") from error
+
+
+def _kept(folder: PartialFolder) -> str:
+    if not folder.shards:
+        return " The same command begins again."
+    return f" Complete shards kept: {len(folder.shards)}. The same command goes on."
+
+
+def _prepare(request: Request, folder: PartialFolder, workers: int, on_bad: OnBad) -> Manifest:
+    """All units, the manifest, and at last the dataset's name."""
+    needed_bytes: Callable[[], int] = partial(bytes_still_needed, 0, request.total_bytes, 0)
+    try:
+        folder.clear_unfinished()
+        request.tokenizer.save(folder.dataset / TOKENIZER_DIRECTORY)
+        writer = UnitWriter(folder, request.tokenizer, request.cutting, request.total_bytes)
+        needed_bytes = writer.needed_bytes
+        with closing(writer):
+            progress = _encode(request, folder, writer, workers, on_bad)
+            shards = writer.finish()
+        if not any(shard.split == "train" for shard in shards):
+            raise _nothing_to_train_on(request, writer.counts)
+        manifest = _manifest(request, shards, writer.counts)
+        _sync_directories(folder.dataset)
+        manifest.write(folder.dataset)
+        folder.publish(request.out)
+    except (OSError, sqlite3.Error) as error:
+        if is_full_disk(error):
+            folder.clear_unfinished()  # which may be most of what is left
+            raise full_disk(folder.path, needed_bytes()) from error
+        raise
     progress.finish()
     return manifest
 
 
-def _entries(inputs: Sequence[Input]) -> tuple[InputEntry, ...]:
-    return tuple(
-        InputEntry(name=each.name, files=len(each.files), bytes=each.n_bytes) for each in inputs
+def _encode(
+    request: Request, folder: PartialFolder, writer: UnitWriter, workers: int, on_bad: OnBad
+) -> Progress:
+    """All documents that come after the last complete unit."""
+    blocks = read_blocks(
+        request.train,
+        request.validation,
+        text_field=request.text_field,
+        document_separator=request.document_separator,
+        on_bad=on_bad,
+        start=Position(*folder.records[-1].position) if folder.records else BEGINNING,
+    )
+    progress = Progress(request.total_bytes, writer.counts.input_bytes)
+    # Closed at once, so that after an error no worker goes on.
+    with closing(encode_blocks(blocks, request.tokenizer, workers)) as results:
+        for block, encoded in results:
+            writer.add(block, encoded)
+            n_tokens = len(encoded.tokens)
+            progress.add(len(block.texts), block.text_bytes, n_tokens, block.input_bytes)
+    return progress
+
+
+def _nothing_to_train_on(request: Request, counts: Counts) -> UserError:
+    n_skipped = sum(each.count for each in counts.skipped.values())
+    return user_error(
+        f"input {', '.join(each.name for each in request.train)}",
+        f"nothing to train on: {counts.documents} documents for validation, {n_skipped} skipped",
+        "Give more documents, or a smaller --validation-fraction.",
     )
 
 
-def _is_validation(data: bytes, fraction: float) -> bool:
-    """Whether the hash of a text, as a number in [0, 1), is below the fraction.
-
-    >>> [_is_validation(data, 0.5) for data in (b"a", b"b", b"c", b"d")]
-    [False, True, True, True]
-    """
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") < fraction * 2**64
-
-
-def _blocks(
-    train: Iterator[Document],
-    validation: Iterator[Document],
-    validation_fraction: float,
-    unit_bytes: int,
-) -> Iterator[Block]:
-    """All documents in blocks; no block is of two units, no unit of both inputs."""
-    unit = 0
-    for documents, fraction in ((train, validation_fraction), (validation, 1.0)):
-        block = Block(unit)
-        bytes_in_block = bytes_in_unit = 0
-        for document in documents:
-            data = document.text.encode("utf-8", "surrogatepass")
-            block.texts.append(document.text)
-            block.is_validation.append(_is_validation(data, fraction))
-            block.input_bytes += document.input_bytes
-            bytes_in_block += len(data)
-            bytes_in_unit += len(data)
-            if bytes_in_unit >= unit_bytes:
-                unit, bytes_in_unit = unit + 1, 0
-            elif bytes_in_block < BLOCK_BYTES:
-                continue
-            yield block
-            block, bytes_in_block = Block(unit), 0
-        if block.texts:
-            yield block
-        unit += 1
+def _manifest(request: Request, shards: Sequence[ShardEntry], counts: Counts) -> Manifest:
+    packages = ["tiktoken", *(["datasets"] if request.has_hub else [])]
+    return Manifest(
+        format=FORMAT,
+        dtype="uint16" if request.tokenizer.dtype.itemsize == 2 else "uint32",
+        tokenizer=TokenizerEntry(name=request.tokenizer.name, sha256=request.tokenizer.sha256),
+        source=request.source(counts),
+        versions={
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        shards=tuple(shards),
+    )
 
 
-def _write_shards(
-    directory: Path,
-    blocks: Iterator[Block],
-    tokenizer: Tokenizer,
-    workers: int,
-    shard_tokens: int,
-    progress: Progress,
-) -> list[ShardEntry]:
-    tokenizer.save(directory / TOKENIZER_DIRECTORY)
-    train = _SplitWriter(directory, "train", tokenizer)
-    validation = _SplitWriter(directory, "validation", tokenizer)
-    unit = 0
-    for block, arrays in encode_blocks(blocks, directory / TOKENIZER_DIRECTORY, workers):
-        if block.unit != unit:
-            train.write(number=unit)
-            unit = block.unit
-        for tokens, is_validation in zip(arrays, block.is_validation, strict=True):
-            (validation if is_validation else train).add(tokens)
-            if is_validation and validation.held_tokens >= shard_tokens:
-                validation.write(number=len(validation.entries))
-        progress.add(len(arrays), block.input_bytes, sum(map(len, arrays)))
-    train.write(number=unit)
-    validation.write(number=len(validation.entries))
-    return train.entries + validation.entries
+def _is_taken(out: Path) -> bool:
+    return out.exists() or out.is_symlink()
 
 
-class _SplitWriter:
-    """Holds whole documents until they are written as a shard."""
-
-    def __init__(self, directory: Path, split: SplitName, tokenizer: Tokenizer) -> None:
-        self.entries: list[ShardEntry] = []
-        self.held: Arrays = []
-        self.held_tokens = 0
-        self._directory = directory
-        self._split: SplitName = split
-        self._tokenizer = tokenizer
-
-    def add(self, tokens: npt.NDArray[np.unsignedinteger[Any]]) -> None:
-        self.held.append(tokens)
-        self.held_tokens += len(tokens)
-
-    def write(self, number: int) -> None:
-        if not self.held:
-            return
-        lengths = [len(tokens) for tokens in self.held]
-        self.entries.append(
-            write_shard(
-                self._directory,
-                f"{self._split}/shard-{number:05d}.bin",
-                self._split,
-                np.concatenate(self.held),
-                np.cumsum([0, *lengths[:-1]]),
-                eot_token=self._tokenizer.eot_token,
-                tokenizer_sha256=self._tokenizer.sha256,
-            )
-        )
-        self.held, self.held_tokens = [], 0
+def _taken(out: Path) -> UserError:
+    return user_error(f"--out {out}", "there already", "Name another --out, or delete it.")
 
 
 def _sync_directories(directory: Path) -> None:

@@ -1,30 +1,28 @@
-"""Documents from text files, JSON lines, folders, and Python's own standard library."""
+"""The inputs behind the words on the command line: files, folders, globs, pipes, datasets."""
 
 from __future__ import annotations
 
-import json
+import glob
 import os
 import sysconfig
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from gpt2_ds.config.errors import UserError, user_error
+from gpt2_ds.data.preparation.byte_streams import COMPRESSED_SUFFIXES
+from gpt2_ds.data.preparation.hub import HubDataset, commit_of
 
 PYTHON_STDLIB = "python-stdlib"
+STANDARD_INPUT = "-"
+HUB_PREFIX = "hf:"
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
-UNREADABLE_SUFFIXES = (".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".parquet", ".arrow")
+UNREADABLE_SUFFIXES = (".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".arrow")
 # Not documents of the standard library proper; Debian installs the tests elsewhere, so that
 # without them the corpus is nearly the same everywhere.
 STDLIB_EXCLUDED = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 )
-# Text of this size has to be in memory as a whole, several times.
-MAX_DOCUMENT_BYTES = 2**30
-
-OnBad = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -33,85 +31,157 @@ class Input:
 
     Args:
         name: as it was typed.
-        files: in the order in which they are read.
-        n_bytes: of all files.
+        files: in the order in which they are read; none of standard input or of the hub.
+        n_bytes: of all files; 0 where it is not known before reading.
         lenient: leave out bad files even where mistakes are errors: they are not the user's.
+        hub: for a dataset, what to read of it.
     """
 
     name: str
-    files: tuple[Path, ...]
-    n_bytes: int
+    files: tuple[Path, ...] = ()
+    n_bytes: int = 0
     lenient: bool = False
+    hub: HubDataset | None = None
+
+    @property
+    def is_one_stream(self) -> bool:
+        """Whether it is read as a whole, and its size is not known before; not file by file."""
+        return self.hub is not None or self.name == STANDARD_INPUT
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text, and how many bytes of input it was."""
+class HubChoice:
+    """What to read of each dataset among the inputs.
 
-    text: str
-    input_bytes: int
+    Args:
+        config: None: the dataset's only one.
+        split: of it.
+        revision: branch, tag or commit; None: the default branch.
+        pinned: input name -> the commit that was found for it before.
+    """
+
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    pinned: Mapping[str, str] | None = None
 
 
-def find_inputs(names: Sequence[str | Path], others: Sequence[Input] = ()) -> list[Input]:
-    """The files behind each name.
+def find_inputs(
+    names: Sequence[str | Path],
+    others: Sequence[Input] = (),
+    choice: HubChoice = HubChoice(),
+) -> list[Input]:
+    """What is behind each name.
 
     Args:
         names: a file, a folder (all files in it, recursed and sorted, without those whose name
-            begins with a dot), or `python-stdlib`.
+            begins with a dot), a pattern of files (`*`, `?`, `**`), `-` for standard input,
+            `hf:OWNER/NAME` for a dataset of the hub, `hf:` and a folder for a local one, or
+            `python-stdlib`.
         others: inputs found before, whose files must not be among these.
+        choice: what to read of a dataset.
 
     Raises:
-        UserError: there is no such file, no file in a folder, or a file is named twice.
+        UserError: there is no such file, no file in a folder, no such dataset, a kind of file
+            that is not read, or something is named twice.
     """
-    taken = {file.resolve(): each.name for each in others for file in each.files}
+    taken: dict[object, str] = {}
+    for each in others:
+        taken |= dict.fromkeys(_parts(each), each.name)
     found: list[Input] = []
     for name in map(str, names):
-        each = _python_stdlib() if name == PYTHON_STDLIB else _find(name)
-        for file in each.files:
-            if (resolved := file.resolve()) in taken:
+        each = _find(name, choice)
+        for part in _parts(each):
+            if part in taken:
                 raise user_error(
                     f"input {name}",
-                    f"{file} is part of the input {taken[resolved]} already",
-                    "Name each file once.",
+                    f"{part} is part of the input {taken[part]} already",
+                    "Name each once.",
                 )
-            taken[resolved] = name
+            taken[part] = name
         found.append(each)
     return found
 
 
-def _find(name: str) -> Input:
+def holds_rows(file: Path) -> bool:
+    """Whether a file is JSON lines, by its name without .gz or .zst."""
+    return _unpacked_suffix(file) in JSON_LINES_SUFFIXES
+
+
+def _unpacked_suffix(file: Path) -> str:
+    packed = file.suffix.lower() in COMPRESSED_SUFFIXES
+    return (file.with_suffix("") if packed else file).suffix.lower()
+
+
+def _parts(each: Input) -> list[object]:
+    """What must not be read twice."""
+    return [file.resolve() for file in each.files] or [each.name]
+
+
+def _find(name: str, choice: HubChoice) -> Input:
+    if name == PYTHON_STDLIB:
+        return _python_stdlib()
+    if name == STANDARD_INPUT:
+        return Input(name)
+    if name.startswith(HUB_PREFIX):
+        return _hub_dataset(name, choice)
     path = Path(name)
     if path.is_dir():
-        files = []
-        for folder, folders, here in os.walk(path):
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            for each in folders:
-                if (Path(folder) / each).is_symlink():
-                    raise user_error(
-                        str(Path(folder) / each),
-                        "a link to a folder, which is not followed",
-                        "Name the folder it leads to as an input, and delete the link.",
-                    )
-            files += [Path(folder) / each for each in here if not each.startswith(".")]
-        files.sort()
+        files = _files_in(path)
+        what = "a folder without files"
     elif path.is_file():
-        files = [path]
+        files, what = [path], ""
     else:
+        # Path.glob wants a relative pattern, and leaves files with a dot in.
+        named = map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
+        files = sorted(each for each in named if each.is_file())
+        what = "no such file or folder"
+    if not files:
         raise user_error(
             f"input {name}",
-            "no such file or folder",
-            f"Name a text file, JSON lines, a folder, or {PYTHON_STDLIB}.",
+            what,
+            "Name text files, JSON lines or parquet (or a folder or pattern of them), "
+            f"{HUB_PREFIX}OWNER/NAME, - or {PYTHON_STDLIB}.",
         )
     for file in files:
-        if file.suffix.lower() in UNREADABLE_SUFFIXES:
+        if (suffix := _unpacked_suffix(file)) in UNREADABLE_SUFFIXES:
             raise user_error(
                 str(file),
-                f"{file.suffix} is not read",
-                "Unpack it to text files or JSON lines first.",
+                f"{suffix} is not read",
+                "Unpack it to text files, JSON lines or parquet first.",
             )
-    if not files:
-        raise user_error(f"input {name}", "a folder without files", "Name one that has text in it.")
     return Input(name, tuple(files), _total_bytes(files))
+
+
+def _files_in(path: Path) -> list[Path]:
+    files = []
+    for folder, folders, here in os.walk(path):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        for each in folders:
+            if (Path(folder) / each).is_symlink():
+                raise user_error(
+                    str(Path(folder) / each),
+                    "a link to a folder, which is not followed",
+                    "Name the folder it leads to as an input, and delete the link.",
+                )
+        files += [Path(folder) / each for each in here if not each.startswith(".")]
+    return sorted(files)
+
+
+def _hub_dataset(name: str, choice: HubChoice) -> Input:
+    path = name.removeprefix(HUB_PREFIX)
+    if Path(path).is_dir():
+        if choice.revision is not None:
+            raise user_error(
+                "--revision",
+                f"{choice.revision}, and {path} is a folder, which has none",
+                "Leave it out.",
+            )
+        files = _files_in(Path(path))
+        local = HubDataset(path, choice.config, choice.split, None)
+        return Input(name, tuple(files), _total_bytes(files), hub=local)
+    commit = (choice.pinned or {}).get(name) or commit_of(path, choice.revision)
+    return Input(name, hub=HubDataset(path, choice.config, choice.split, commit))
 
 
 def _python_stdlib() -> Input:
@@ -144,108 +214,3 @@ def _unreadable(error: OSError) -> UserError:
         f"cannot be read ({error.strerror})",
         "Make it readable, or leave it out.",
     )
-
-
-def read_documents(
-    inputs: Sequence[Input], *, text_field: str, on_bad: OnBad, skipped: Counter[str]
-) -> Iterator[Document]:
-    """The documents of the inputs, in order.
-
-    Args:
-        inputs: what to read. A file is a document; of JSON lines, each row.
-        text_field: of a row, its text.
-        on_bad: whether a bad document is an error or left out.
-        skipped: counts what is left out, by why.
-
-    Raises:
-        UserError: a bad document (not UTF-8, without text, not a JSON object, without the text
-            field) with `on_bad` "error", naming file and line; a file that cannot be read.
-    """
-    for each in inputs:
-        for file in each.files:
-            reader = _Reader(file, on_bad == "skip" or each.lenient, skipped)
-            try:
-                if file.suffix.lower() in JSON_LINES_SUFFIXES:
-                    yield from reader.rows(text_field)
-                else:
-                    yield from reader.whole()
-            except OSError as error:
-                raise _unreadable(error) from error
-
-
-class _Reader:
-    def __init__(self, file: Path, skip_bad: bool, skipped: Counter[str]) -> None:
-        self.file = file
-        self.skip_bad = skip_bad
-        self.skipped = skipped
-
-    def whole(self) -> Iterator[Document]:
-        if (size := self.file.stat().st_size) > MAX_DOCUMENT_BYTES:
-            raise self._too_long(str(self.file), f"{size} bytes")
-        data = self.file.read_bytes()
-        text = self._decoded(data, first_line=1)
-        if text is not None and self._has_text(text, str(self.file)):
-            yield Document(text, len(data))
-
-    def rows(self, text_field: str) -> Iterator[Document]:
-        with self.file.open("rb") as file:
-            lines = iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b"")
-            for number, line in enumerate(lines, start=1):
-                where = f"{self.file}: line {number}"
-                if len(line) > MAX_DOCUMENT_BYTES:
-                    raise self._too_long(where, f"more than {MAX_DOCUMENT_BYTES} bytes")
-                if line.isspace():
-                    continue
-                text = self._text_of_row(line, number, where, text_field)
-                if text is not None and self._has_text(text, where):
-                    yield Document(text, len(line))
-
-    def _text_of_row(self, line: bytes, number: int, where: str, text_field: str) -> str | None:
-        decoded = self._decoded(line, first_line=number)
-        if decoded is None:
-            return None
-        try:
-            row = json.loads(decoded)
-        except (ValueError, RecursionError) as error:
-            self._bad("not_json", where, f"not JSON ({error})", "Give one JSON object a line.")
-            return None
-        if not isinstance(row, dict):
-            what = f"a JSON {type(row).__name__}, not an object"
-            self._bad("not_an_object", where, what, "Give one JSON object a line.")
-        elif text_field not in row:
-            what = f"no field {text_field!r}; there are {', '.join(map(repr, row)) or 'none'}"
-            self._bad("no_text_field", where, what, "Name the field by --text-field.")
-        elif not isinstance(text := row[text_field], str):
-            what = f"the field {text_field!r} is {json.dumps(text)[:60]}, not a string"
-            self._bad("not_a_string", where, what, "Name another field by --text-field.")
-        else:
-            return text
-        return None
-
-    def _decoded(self, data: bytes, first_line: int) -> str | None:
-        try:
-            return data.decode("utf-8-sig")  # some editors put a byte order mark first
-        except UnicodeDecodeError as error:
-            line = first_line + data[: error.start].count(b"\n")
-            where = f"{self.file}: line {line}"
-            what = f"not UTF-8 (byte {data[error.start]:#04x}: {error.reason})"
-            self._bad("not_utf8", where, what, "Convert it to UTF-8.")
-            return None
-
-    def _has_text(self, text: str, where: str) -> bool:
-        if text and not text.isspace():
-            return True
-        self._bad("empty", where, "an empty document", "Leave it out.")
-        return False
-
-    def _bad(self, why: str, where: str, what: str, fix: str) -> None:
-        if not self.skip_bad:
-            raise user_error(where, what, f"{fix} Or use --on-bad skip, which counts such ones.")
-        self.skipped[why] += 1
-
-    def _too_long(self, where: str, size: str) -> UserError:
-        return user_error(
-            where,
-            f"{size}, and a document has at most {MAX_DOCUMENT_BYTES}",
-            "Cut it into documents: a file each, or rows of JSON lines.",
-        )

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,47 +13,12 @@ import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.preparation import encoding_pool
+from gpt2_ds.data.preparation import blocks, encoding_pool, units
 from gpt2_ds.data.preparation import prepare as prepare_module
 from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
-from gpt2_ds.data.preparation.progress import Progress
-from gpt2_ds.data.shards import map_tokens, read_header, read_index
-from gpt2_ds.data.tokenizer import Tokenizer, load_tokenizer
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-BYTES = load_tokenizer("bytes")
-WORDS = ["the", "naïve", "日本", "\n", "<|endoftext|>", "🙂", "x = 1", "  "]
-
-
-def texts(n: int, seed: int = 0) -> list[str]:
-    rng = random.Random(seed)
-    return [f"{i} " + " ".join(rng.choices(WORDS, k=rng.randrange(1, 200))) for i in range(n)]
-
-
-def write_rows(path: Path, documents: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return path
-
-
-def documents_of(out: Path, split: str) -> list[str]:
-    """The texts back, by the index of each shard."""
-    found = []
-    tokenizer = Tokenizer.open(out / "tokenizer")
-    for shard in sorted((out / split).glob("*.bin")):
-        header = read_header(shard)
-        tokens = map_tokens(shard, header)
-        starts = read_index(shard, header).tolist()
-        assert starts[0] == 0
-        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
-            assert tokens[start] == tokenizer.eot_token
-            found.append(tokenizer.decode(tokens[start + 1 : end]))
-    return found
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
-    }
+from gpt2_ds.data.shards import write_shard
+from gpt2_ds.data.tokenizer import load_tokenizer
+from tests.data.preparation.prepared_text import BYTES, contents, documents_of, texts, write_rows
 
 
 def test_shards_decode_back_to_the_documents(tmp_path: Path) -> None:
@@ -76,7 +38,7 @@ def test_shards_decode_back_to_the_documents(tmp_path: Path) -> None:
     assert 30 < len(validation) < 90
     shards = [shard for shard in manifest.shards if shard.split == "train"]
     assert len(shards) > 3
-    assert all(10_000 < shard.tokens < 30_000 for shard in shards[:-1])
+    assert all(20_000 <= shard.tokens < 21_500 for shard in shards[:-1])
     dataset = Dataset.open(out)
     dataset.verify()
     assert dataset.split("train").n_tokens == sum(len(text.encode()) + 1 for text in train)
@@ -87,7 +49,7 @@ def test_shards_decode_back_to_the_documents(tmp_path: Path) -> None:
 def test_any_number_of_workers_writes_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3000)
     path = write_rows(tmp_path / "a.jsonl", texts(200))
     for workers in (1, 2, 3):
         prepare(
@@ -132,6 +94,7 @@ def test_a_validation_input_is_the_whole_validation(tmp_path: Path) -> None:
     manifest = prepare([train], tmp_path / "out", BYTES, validation_inputs=[tmp_path / "v.txt"])
     assert documents_of(tmp_path / "out", "train") == texts(50)
     assert documents_of(tmp_path / "out", "validation") == ["valid"]
+    assert manifest.source is not None
     assert manifest.source.validation_fraction == 0
     assert [each.name for each in manifest.source.validation_inputs] == [str(tmp_path / "v.txt")]
     with pytest.raises(UserError, match=r"train.jsonl is part of the input .* already"):
@@ -146,8 +109,20 @@ def test_skipped_documents_are_counted(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]  # nothing is left behind
     manifest = prepare([path], tmp_path / "out", BYTES, on_bad="skip")
     assert manifest.source is not None
-    counts = {why: each.count for why, each in manifest.source.skipped.items()}
-    assert counts == {"empty": 2, "no_text_field": 1}
+    skipped = {why: (each.count, each.first) for why, each in manifest.source.skipped.items()}
+    assert skipped == {
+        "empty": (2, (f"{path}: line 3", f"{path}: line 4")),
+        "no_text_field": (1, (f"{path}: line 2",)),
+    }
+
+
+def test_the_first_few_places_of_the_skipped_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' + "{}\n" * 7)
+    manifest = prepare([path], tmp_path / "out", BYTES, on_bad="skip")
+    assert manifest.source is not None
+    skipped = manifest.source.skipped["no_text_field"]
+    assert (skipped.count, skipped.first) == (7, tuple(f"{path}: line {n}" for n in range(2, 7)))
 
 
 def test_a_taken_out_is_refused(tmp_path: Path) -> None:
@@ -162,11 +137,20 @@ def test_a_taken_out_is_refused(tmp_path: Path) -> None:
         ({"workers": 0}, "--workers: 0 is below 1. Use 1 or more"),
         ({"validation_fraction": 1.0}, r"--validation-fraction: 1.0 is not in \[0, 1\)"),
         ({"validation_fraction": float("nan")}, "--validation-fraction: nan is not in"),
+        (
+            {"shard_tokens": 0},
+            r"--shard-tokens: 0 is not in 1..1073741824. Leave it out: it is 335",
+        ),
+        ({"shard_tokens": 2**30 + 1}, "--shard-tokens: 1073741825 is not in"),
+        ({"config": "en"}, "--config: en, and no input is a dataset. Leave it out, or name hf:O"),
+        ({"revision": "v1"}, "--revision: v1, and no input is a dataset"),
     ],
 )
 def test_arguments_out_of_range(tmp_path: Path, arguments: Any, message: str) -> None:
+    (tmp_path / "a").write_text("a")
     with pytest.raises(UserError, match=message):
         prepare([tmp_path / "a"], tmp_path / "out", BYTES, **arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]  # nothing is left behind
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
@@ -178,14 +162,18 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any, **kwargs: Any) -> Any:
-        raise OSError(28, "No space left on device")
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(prepare_module, "write_shard", full)
     path = write_rows(tmp_path / "a.jsonl", texts(3))
-    with pytest.raises(RunError, match=r"out: could not be written: .*No space left on device"):
-        prepare([path], tmp_path / "out", BYTES)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "write_shard", broken)
+        with pytest.raises(RunError, match=r"could not be written: .*output error. The same comm"):
+            prepare([path], tmp_path / "out", BYTES)
+    prepare([path], tmp_path / "out", BYTES)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/out: could not be written: .*Not a directory"):
+        prepare([path], tmp_path / "file" / "out", BYTES)
 
 
 def test_an_out_that_appears_meanwhile_is_kept(
@@ -199,12 +187,12 @@ def test_an_out_that_appears_meanwhile_is_kept(
         (tmp_path / "out" / "theirs").touch()
 
     monkeypatch.setattr(prepare_module, "_sync_directories", other_finishes_first)
-    with pytest.raises(RunError, match=r"out: could not be written: .*not empty"):
+    with pytest.raises(RunError, match=r".out.partial: could not be written: .*not empty"):
         prepare([write_rows(tmp_path / "a.jsonl", texts(3))], tmp_path / "out", BYTES)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["theirs"]
 
 
-def killed_worker(texts: list[str]) -> None:
+def killed_worker(texts: list[bytes]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -214,6 +202,27 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RunError, match="a worker process died, perhaps for want of memory"):
         prepare([path], tmp_path / "out", BYTES, workers=2)
     assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    prepare([path], tmp_path / "out", BYTES, workers=2)  # the same call goes on
+
+
+def test_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = write_shard
+
+    def pressed_in_the_second(directory: Path, file: str, *rest: Any, **more: Any) -> Any:
+        if file.endswith("1.bin"):
+            raise KeyboardInterrupt
+        return real(directory, file, *rest, **more)
+
+    monkeypatch.setattr(units, "write_shard", pressed_in_the_second)
+    path = write_rows(tmp_path / "a.jsonl", texts(100))
+    message = "Stopped by Ctrl-C. Complete shards kept: 1. The same command goes on."
+    with pytest.raises(RunError, match=message):
+        prepare([path], tmp_path / "out", BYTES, shard_tokens=5000)
+    monkeypatch.undo()
+    prepare([path], tmp_path / "out", BYTES, shard_tokens=5000)
+    prepare([path], tmp_path / "unbroken", BYTES, shard_tokens=5000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
 def prepare_when_told(path: Path, source: Path) -> None:
@@ -248,74 +257,22 @@ def test_a_dataset_that_is_there_needs_no_lock(tmp_path: Path) -> None:
     assert not (tmp_path / ".out.lock").exists()
 
 
-def test_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Progress(10**6)
-    progress.add(3, 500_000, 7)
-    assert capsys.readouterr().err == ""
-    progress.finish()
-    assert capsys.readouterr().err.startswith("3 documents, 0.5 MB in 0.0 s (")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress(10**6)
-    progress.add(3, 500_000, 7)
-    shown = capsys.readouterr().err
-    assert shown.startswith("\r\x1b[K3 documents, 0.5 MB")
-    assert shown.endswith("7 tokens, 0 s left")
+def test_a_run_that_makes_its_data_goes_on_too(tmp_path: Path) -> None:
+    """Training holds a lock of its own around all of it, and it may be killed in between."""
+    source, out = write_rows(tmp_path / "a.jsonl", texts(100)), tmp_path / "out"
 
+    def make() -> None:
+        prepare([source], out, BYTES, shard_tokens=5000)
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = str(REPOSITORY / "launch" / "prepare_data.py")
-    return subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=120
-    )
-
-
-def test_the_command(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", texts(30))
-    out = tmp_path / "out"
-    arguments = (str(path), "--out", str(out), "--tokenizer", "bytes", "--workers", "2")
-    done = command(*arguments, "--validation-fraction", "0.2")
-    assert done.returncode == 0, done.stderr
-    dataset = Dataset.open(out)
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"train: {dataset.split('train').n_tokens:,} tokens, ")
-    assert lines[1].startswith(f"validation: {dataset.split('validation').n_tokens:,} tokens, ")
-    assert lines[-1] == "  deepspeed launch/train.py --recipe recipes/RECIPE.yaml"
-    assert done.stderr.startswith("30 documents, ")
-    again = command(*arguments)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == (
-        f"error: --out {out}: there already. Name another --out, or delete it.\n"
-    )
-
-
-def test_the_help_has_an_example_and_every_flag() -> None:
-    shown = command("--help").stdout
-    assert "python launch/prepare_data.py python-stdlib --tokenizer bytes --out" in shown
-    flags = "out tokenizer workers text-field validation-fraction validation on-bad"
-    assert all(f"--{flag} " in shown for flag in flags.split())
-
-
-def test_a_killed_preparation_leaves_no_worker_and_no_dataset(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", texts(100) * 500)
-    program = (
-        "import sys; sys.argv[1:] = "
-        f"[{str(path)!r}, '--out', {str(tmp_path / 'out')!r}, "
-        "'--tokenizer', 'bytes', '--workers', '2']\n"
-        f"import runpy; runpy.run_path({str(REPOSITORY / 'launch/prepare_data.py')!r}, "
-        "run_name='__main__')"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    deadline = time.monotonic() + 30
-    while len(workers := children.read_text().split()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)  # two workers and the resource tracker
-    assert len(workers) == 3
-    parent.kill()
-    parent.wait()
-    while alive := [pid for pid in workers if Path(f"/proc/{pid}/exe").exists()]:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.05)
-    assert not (tmp_path / "out").exists()
+    bad = tmp_path / "b.jsonl"
+    bad.write_bytes(source.read_bytes() + b"{}\n")
+    with pytest.raises(UserError, match=r"line 101: no field 'text'.* kept: 10. The same comm"):
+        prepare([bad], out, BYTES, shard_tokens=5000)
+    with pytest.raises(UserError, match=r"INPUT: begun with .*b.jsonl.*, and it is .*a.jsonl"):
+        ensure_prepared(out, make)
+    shutil.rmtree(tmp_path / ".out.partial")
+    ensure_prepared(out, make)
+    Dataset.open(out).verify()
 
 
 def test_windows_of_prepared_text(tmp_path: Path) -> None:
