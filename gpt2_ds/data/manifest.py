@@ -54,6 +54,7 @@ class ShardEntry(_Part):
         sha256: of the file.
         block_crc32: of each MiB of the file, so that damage can be found to the MiB.
         index_sha256: of the `.idx` beside it; None: there is none.
+        index_bytes: of the `.idx`.
     """
 
     split: SplitName
@@ -65,6 +66,7 @@ class ShardEntry(_Part):
     sha256: Sha256
     block_crc32: tuple[Count, ...]
     index_sha256: Sha256 | None
+    index_bytes: Count = 0
 
 
 class TokenizerEntry(_Part):
@@ -203,7 +205,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise user_error(
             f"{path}: format",
             f"{version!r}, and this version of the code reads {FORMAT}",
-            "Prepare the dataset again with launch/prepare_data.py.",
+            f"Bring an older one up to date: python launch/prepare_data.py --adopt {directory} "
+            "--tokenizer NAME.",
         )
     said = found.pop("sha256", None)
     try:

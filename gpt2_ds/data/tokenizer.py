@@ -56,7 +56,7 @@ class _Splitting(BaseModel):
 
 
 class _Saved(_Splitting):
-    """All of `tokenizer.json`."""
+    """All of `tokenizer.json`. `file_sha256` is of the rest; older versions wrote none."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: str
@@ -64,6 +64,15 @@ class _Saved(_Splitting):
     eot_token: int
     sha256: str
     vectors: tuple[_Vector, ...]
+    file_sha256: str | None = None
+
+    def to_bytes(self) -> bytes:
+        content = self.model_dump(mode="json", exclude_none=True)
+        return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def with_hash(self) -> _Saved:
+        rest = self.model_copy(update={"file_sha256": None}).to_bytes()
+        return self.model_copy(update={"file_sha256": hashlib.sha256(rest).hexdigest()})
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,7 @@ class Tokenizer:
         encoding: what does the work.
         n_vocab: ids are below it.
         eot_token: goes before each document, and never comes out of text.
-        sha256: of ranks, pattern and special tokens: two tokenizers with the same one
-            give the same ids.
+        sha256: of ranks, pattern and special tokens; the same one gives the same ids.
     """
 
     name: str
@@ -110,14 +118,13 @@ class Tokenizer:
             UserError: an id is no token.
         """
         try:
-            data: bytes = self.encoding.decode_bytes(np.asarray(ids, dtype=np.int64).tolist())
+            return bytes(self.encoding.decode_bytes(np.asarray(ids, dtype=np.int64).tolist()))
         except KeyError as error:
             raise user_error(
                 f"tokenizer {self.name}",
                 f"{error.args[0]} (the vocabulary has {self.n_vocab} tokens)",
                 "Decode with the tokenizer the ids were made with.",
             ) from error
-        return data
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
@@ -141,8 +148,7 @@ class Tokenizer:
                 _Vector(text=text, ids=tuple(self.encode(text).tolist())) for text in PROBES
             ),
         )
-        text = json.dumps(saved.model_dump(mode="json"), ensure_ascii=False, indent=1)
-        (directory / TOKENIZER_FILE).write_text(text + "\n", encoding="utf-8")
+        (directory / TOKENIZER_FILE).write_bytes(saved.with_hash().to_bytes())
 
     @classmethod
     def open(cls, directory: Path) -> Tokenizer:
@@ -154,22 +160,16 @@ class Tokenizer:
         """
         described, ranks_file = directory / TOKENIZER_FILE, directory / RANKS_FILE
         saved = _read_json(described, _Saved)
+        expected = saved if saved.file_sha256 is None else saved.with_hash()
+        if described.read_bytes() != expected.to_bytes():
+            raise user_error(str(described), "not what was saved: damaged", "Restore it.")
         ranks = _read_ranks(ranks_file)
+        # Of the bytes, before tiktoken sees them: what it cannot digest may end the process.
+        got = _digest(ranks_file.read_bytes(), saved.pattern, saved.special_tokens)
+        if got != saved.sha256:
+            what = f"the tokenizer's sha256 is {got}, and {TOKENIZER_FILE} says {saved.sha256}"
+            raise user_error(str(ranks_file), what, "One of the two was changed: restore both.")
         opened = _build(saved.name, ranks, saved.pattern, saved.special_tokens, ranks_file)
-        if opened.sha256 != saved.sha256:
-            raise user_error(
-                str(ranks_file),
-                f"the tokenizer's sha256 is {opened.sha256}, and {TOKENIZER_FILE} says "
-                f"{saved.sha256}",
-                "One of the two files was changed: restore them from where they came from.",
-            )
-        if (opened.n_vocab, opened.eot_token) != (saved.n_vocab, saved.eot_token):
-            raise user_error(
-                str(described),
-                f"n_vocab {saved.n_vocab}, eot_token {saved.eot_token}; the ranks give "
-                f"{opened.n_vocab}, {opened.eot_token}",
-                "The file was changed: restore it from where it came from.",
-            )
         for vector in saved.vectors:
             if (got := opened.encode(vector.text).tolist()) != list(vector.ids):
                 raise user_error(
@@ -254,11 +254,13 @@ def _build(
 
 def _wrap(name: str, encoding: tiktoken.Encoding) -> Tokenizer:
     specials = encoding._special_tokens
-    digest = hashlib.sha256(_ranks_text(encoding._mergeable_ranks))
-    digest.update(json.dumps([encoding._pat_str, sorted(specials.items())]).encode())
-    return Tokenizer(
-        name, encoding, encoding.n_vocab, specials[END_OF_TEXT], sha256=digest.hexdigest()
-    )
+    sha256 = _digest(_ranks_text(encoding._mergeable_ranks), encoding._pat_str, specials)
+    return Tokenizer(name, encoding, encoding.n_vocab, specials[END_OF_TEXT], sha256)
+
+
+def _digest(ranks_text: bytes, pattern: str, special_tokens: dict[str, int]) -> str:
+    rest = json.dumps([pattern, sorted(special_tokens.items())]).encode()
+    return hashlib.sha256(ranks_text + rest).hexdigest()
 
 
 def _ranks_text(ranks: dict[bytes, int]) -> bytes:

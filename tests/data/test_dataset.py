@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import split as split_module
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.split import Split
 from tests.data.small_dataset import make_dataset
@@ -41,7 +40,7 @@ def test_windows_are_slices_of_the_shards(path: Path, split: Split, seq_length: 
     assert n == len(expected)
     ids = np.random.default_rng(0).permutation(n)
     windows = split.windows(ids, seq_length)
-    assert windows.dtype == np.int64
+    assert windows.dtype == np.uint16
     assert windows.shape == (n, seq_length + 1)
     assert np.array_equal(windows, np.stack(expected)[ids])
 
@@ -58,8 +57,8 @@ def test_no_such_window(split: Split, window: int) -> None:
         split.windows(np.array([window]), 1000)
 
 
-def test_few_maps_are_open_at_once(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_module, "MAX_OPEN_SHARDS", 2)
+def test_few_maps_are_open_at_once(split: Split) -> None:
+    split.max_open_shards = 2
     ids = np.arange(split.n_windows(10))
     before = len(list(Path("/proc/self/fd").iterdir()))
     windows = split.windows(ids, 10)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data import checksum, shards
-from gpt2_ds.data.manifest import ShardEntry
+from gpt2_ds.data.manifest import Layout, ShardEntry
 from gpt2_ds.data.shards import map_tokens, read_header, read_index, verify_shard, write_shard
 
 SHA256 = "0123456789abcdef" * 4
@@ -155,7 +155,10 @@ def test_damage_is_found_to_the_mebibyte(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert entry.block_crc32 == tuple(zlib.crc32(data[i : i + 2**20]) for i in (0, 2**20, 2**21))
     verify_shard(path, entry)
-    for offset, said in ((2**20 - 1, "0 and 1048576"), (2**20, "1048576 and 2097152")):
+    for offset, said in (
+        (2**20 - 1, "0 and 1048576, tokens 0 to 261887"),
+        (2**20, "1048576 and 2097152, tokens 261888 to 524031"),
+    ):
         flipped = bytearray(data)
         flipped[offset] ^= 16
         path.write_bytes(flipped)
@@ -165,11 +168,80 @@ def test_damage_is_found_to_the_mebibyte(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=expected):
             verify_shard(path, entry)
     path.write_bytes(data[:-1] + b"x")
-    with pytest.raises(UserError, match=r"damaged between bytes 2097152 and 2401024\. Restore"):
+    expected = r"damaged between bytes 2097152 and 2401024, tokens 524032 to 599999\. Restore"
+    with pytest.raises(UserError, match=expected):
         verify_shard(path, entry)
     path.write_bytes(data[:-1])
     with pytest.raises(UserError, match=r"damaged, 2401023 bytes instead of 2401024\. Restore"):
         verify_shard(path, entry)
+
+
+@pytest.mark.parametrize("layout, n, offset", [("npy", 600_000, 128), ("megatron", 5, 0)])
+def test_damage_in_tokens_of_other_layouts(
+    tmp_path: Path, layout: Layout, n: int, offset: int
+) -> None:
+    path = tmp_path / "x.bin"
+    data = bytes(offset) + np.arange(n, dtype="<u2").tobytes()
+    checksum = checksum_of_bytes(data)
+    entry = ShardEntry(
+        split="train",
+        file="x.bin",
+        layout=layout,
+        tokens=n,
+        documents=0,
+        bytes=len(data),
+        sha256=checksum.sha256,
+        block_crc32=checksum.block_crc32,
+        index_sha256=None,
+    )
+    path.write_bytes(data[:-1] + b"\xff")
+    begin, first = (2**20, (2**20 - offset) // 2) if n > 5 else (0, 0)
+    expected = rf"between bytes {begin} and {len(data)}, tokens {first} to {n - 1}\. Restore"
+    with pytest.raises(UserError, match=expected):
+        verify_shard(path, entry)
+
+
+def checksum_of_bytes(data: bytes) -> checksum.Checksum:
+    made = checksum.Checksum()
+    made.update(data)
+    return made
+
+
+@pytest.mark.parametrize("n_vocab, refused", [(None, False), (1000, False), (999, True)])
+def test_a_token_beyond_the_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_vocab: int | None, refused: bool
+) -> None:
+    monkeypatch.setattr(shards, "PIECE_TOKENS", 64)
+    path = tmp_path / "shard.bin"
+    entry = write(path)
+    if not refused:
+        verify_shard(path, entry, n_vocab=n_vocab)
+        return
+    with pytest.raises(
+        UserError,
+        match=r"shard.bin: token 999 at offset 999, and the vocabulary has 999 tokens. Use the tok",
+    ):
+        verify_shard(path, entry, n_vocab=n_vocab)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-2, 12)), st.integers(1, 5))
+def test_the_first_token_beyond(tokens: list[int], piece: int) -> None:
+    expected = [offset for offset, token in enumerate(tokens) if not 0 <= token < 10]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "PIECE_TOKENS", piece)
+        found = shards.first_beyond(np.array(tokens, dtype="<i4"), 10)
+    assert found == (expected[0] if expected else None)
+
+
+def test_a_damaged_shard_and_its_damaged_index_are_both_named(tmp_path: Path) -> None:
+    path = tmp_path / "shard.bin"
+    entry = write(path)
+    for file in (path, tmp_path / "shard.idx"):
+        file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UserError) as found:
+        verify_shard(path, entry, n_vocab=10)
+    assert [Path(fault.where).name for fault in found.value.faults] == ["shard.bin", "shard.idx"]
 
 
 def test_a_damaged_index(tmp_path: Path) -> None:

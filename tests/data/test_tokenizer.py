@@ -141,14 +141,48 @@ def test_save_and_open(tmp_path: Path) -> None:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """As a version that wrote no `file_sha256`."""
+    content = json.loads(path.read_text()) | changes
+    del content["file_sha256"]
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
+    BYTES.save(tmp_path)
+    edit_json(tmp_path / "tokenizer.json")
+    assert Tokenizer.open(tmp_path).sha256 == BYTES.sha256
+
+
+def test_a_changed_name_and_another_form(tmp_path: Path) -> None:
+    BYTES.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    saved = file.read_text()
+    for changed in (saved.replace('"bytes"', '"bites"'), saved.replace(": 257", ":  257")):
+        assert changed != saved
+        file.write_text(changed)
+        with pytest.raises(UserError, match=r"tokenizer.json: not what was saved: damaged. Restor"):
+            Tokenizer.open(tmp_path)
+    file.write_text(saved)
+    edit_json(file)
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match=r"tokenizer.json: not what was saved: damaged. Restore it"):
+        Tokenizer.open(tmp_path)
+
+
+def test_ranks_written_another_way_are_refused(tmp_path: Path) -> None:
+    """`AS==` is the byte 1 too."""
+    BYTES.save(tmp_path)
+    ranks = tmp_path / "ranks.tiktoken"
+    ranks.write_bytes(ranks.read_bytes().replace(b"AQ== 1\n", b"AS== 1\n", 1))
+    with pytest.raises(UserError, match=r"ranks.tiktoken: the tokenizer's sha256 is \w+, and tok"):
+        Tokenizer.open(tmp_path)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"sha256": "0" * 64}, r"ranks.tiktoken: the tokenizer's sha256 is \w+, and tokenizer"),
-        ({"n_vocab": 300}, "tokenizer.json: n_vocab 300, eot_token 256; the ranks give 257, 256"),
+        ({"pattern": "("}, r"ranks.tiktoken: the tokenizer's sha256 is \w+, and tokenizer.json sa"),
         (
             {"vectors": [{"text": "a", "ids": [98]}]},
             r"tokenizer.json: vectors: 'a' gives \[97\] here, and gave \[98\] when saved",
