@@ -48,11 +48,11 @@ def main() -> int:
         if rank() == 0:
             print(describe(plan))
         return EXIT_DONE
-    dataset = open_inputs(plan)
+    corpus = open_inputs(plan)
 
     from gpt2_ds.train.run import train_and_leave  # torch and deepspeed: after the quick checks
 
-    train_and_leave(plan, dataset)
+    train_and_leave(plan, corpus)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpt2_ds.config.recipe import DataSection
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
+from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.conftest import REPOSITORY
@@ -39,8 +41,13 @@ def small_dataset(folder: Path) -> Path:
     return path
 
 
+def small_corpus(data: Path) -> Corpus:
+    """What `small_plan` reads."""
+    return Corpus.open(DataSection(path=str(data), seq_length=32))
+
+
 def small_plan(
-    data: Path,
+    data: Path | str,
     run_dir: Path,
     *overrides: str,
     template: str | Path = "zero0",

@@ -69,14 +69,15 @@ def save_checkpoint(
     dist.barrier()
     files = _hash_all(partial)
     if rank() == 0:
+        tokens_seen = progress.samples_seen * plan.recipe.data.seq_length
         manifest = CheckpointManifest(
             step=progress.step,
             samples_seen=progress.samples_seen,
-            tokens_seen=progress.samples_seen * plan.recipe.data.seq_length,
+            tokens_seen=tokens_seen,
             world_size=world_size(),
             zero_stage=plan.template.zero_optimization.stage,
             dtype=plan.recipe.precision.dtype,
-            recipe_fingerprint=fingerprint(plan.recipe),
+            recipe_fingerprint=fingerprint(plan.recipe, tokens_seen),
             data_fingerprint=data_fingerprint,
             versions=package_versions(),
             files=files,

@@ -8,42 +8,29 @@ from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.recipe_file import fingerprint
 from gpt2_ds.config.run_plan import RunPlan, check_same_run
+from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.checkpoint_manifest import check_resumable, complete_checkpoints
 
 
-def open_inputs(plan: RunPlan) -> Dataset:
-    """The dataset of a run, made now if the recipe says how.
+def open_inputs(plan: RunPlan) -> Corpus:
+    """What a run reads, made now if the recipe says how.
 
     Raises:
-        UserError: the run directory holds another run; the dataset is missing, broken, made with
+        UserError: the run directory holds another run; a dataset is missing, broken, made with
             another tokenizer or too small; the newest checkpoint cannot go on in this job.
     """
     check_same_run(plan)
     recipe, loaded = plan.recipe, plan.loaded
     if recipe.data.prepare is not None:
         _prepare_once(plan)
-    dataset = Dataset.open(Path(recipe.data.path))
-    _check_tokenizer(plan, dataset)
-    available = dataset.split("validation").n_windows(recipe.data.seq_length)
-    if available < plan.derived.evaluation_windows:
-        raise user_error(
-            loaded.where("evaluation.tokens"),
-            f"{recipe.evaluation.tokens} tokens, and the validation split of {dataset.path} holds "
-            f"{available * recipe.data.seq_length} in windows of {recipe.data.seq_length}",
-            f"Set it to at most {available * recipe.data.seq_length}."
-            if available
-            else "Prepare the data again with a larger validation fraction.",
-        )
-    if dataset.split("train").n_windows(recipe.data.seq_length) == 0:
-        raise user_error(
-            loaded.where("data.seq_length"),
-            f"{recipe.data.seq_length} tokens, and no training shard of {dataset.path} is longer",
-            "Prepare more text, or shorten it.",
-        )
-    prompt = len(dataset.tokenizer.encode(recipe.evaluation.sample_prompt)) + 1
+    corpus = Corpus.open(recipe.data, loaded.where)
+    _check_tokenizer(plan, corpus)
+    for dataset in corpus.datasets.values():
+        _check_sizes(plan, dataset)
+    prompt = len(corpus.tokenizer.encode(recipe.evaluation.sample_prompt)) + 1
     if recipe.evaluation.sample_tokens and prompt > recipe.model.n_positions:
         raise user_error(
             loaded.where("evaluation.sample_prompt"),
@@ -58,23 +45,46 @@ def open_inputs(plan: RunPlan) -> Dataset:
             world_size=plan.derived.world_size,
             zero_stage=plan.template.zero_optimization.stage,
             dtype=recipe.precision.dtype,
-            recipe_fingerprint=fingerprint(recipe),
-            data_fingerprint=dataset.fingerprint,
+            recipe_fingerprint=fingerprint(recipe, manifest.tokens_seen),
+            data_fingerprint=corpus.fingerprint,
         )
-    return dataset
+    return corpus
 
 
-def _check_tokenizer(plan: RunPlan, dataset: Dataset) -> None:
+def _check_sizes(plan: RunPlan, dataset: Dataset) -> None:
+    """Refuse a dataset with too little to validate on, or nothing to train on."""
+    recipe, loaded = plan.recipe, plan.loaded
+    available = dataset.split("validation").n_windows(recipe.data.seq_length)
+    if available < plan.derived.evaluation_windows:
+        raise user_error(
+            loaded.where("evaluation.tokens"),
+            f"{recipe.evaluation.tokens} tokens, and the validation split of {dataset.address} "
+            f"holds {available * recipe.data.seq_length} in windows of {recipe.data.seq_length}",
+            f"Set it to at most {available * recipe.data.seq_length}."
+            if available
+            else "Prepare the data again with a larger validation fraction.",
+        )
+    if dataset.split("train").n_windows(recipe.data.seq_length) == 0:
+        raise user_error(
+            loaded.where("data.seq_length"),
+            f"{recipe.data.seq_length} tokens, and no training shard of {dataset.address} is "
+            "longer",
+            "Prepare more text, or shorten it.",
+        )
+
+
+def _check_tokenizer(plan: RunPlan, corpus: Corpus) -> None:
     """Hold the recipe's tokenizer against the data's: the name, or for a file all it holds."""
-    name, used = plan.recipe.tokenizer.name, dataset.tokenizer
+    name, used = plan.recipe.tokenizer.name, corpus.tokenizer
     if Path(name).is_file():
         same = load_tokenizer(name).sha256 == used.sha256
     else:
         same = (name, plan.derived.vocab_size) == (used.name, used.n_vocab)
     if not same:
+        address = next(iter(corpus.datasets.values())).address
         raise user_error(
             plan.loaded.where("tokenizer.name"),
-            f"{name!r} has {plan.derived.vocab_size} tokens, and {dataset.path} was made with "
+            f"{name!r} has {plan.derived.vocab_size} tokens, and {address} was made with "
             f"{used.name!r}, which has {used.n_vocab}",
             "Name the tokenizer of the data, or prepare the data again.",
         )
@@ -85,6 +95,7 @@ def _prepare_once(plan: RunPlan) -> None:
     recipe = plan.recipe
     wanted = recipe.data.prepare
     assert wanted is not None
+    assert recipe.data.path is not None  # config.sources refuses one without the other
     path = Path(recipe.data.path)
 
     def make() -> None:

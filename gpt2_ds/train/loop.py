@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.loader import TokenLoader
+from gpt2_ds.data.samples import Samples
 from gpt2_ds.evaluation.loss import window_loss
 from gpt2_ds.parallel.engine import reduced_gradient_norm, set_learning_rate
 from gpt2_ds.train.checkpoint import Progress, save_checkpoint
@@ -24,7 +25,8 @@ class Run:
 
     Args:
         plan: recipe, template and what follows from them.
-        dataset: what it reads.
+        corpus: what it reads.
+        samples: in which order it trains on them.
         engine: DeepSpeed's, around the model.
         loader: this rank's micro-batches, from the first one not yet seen.
         metrics: where numbers go.
@@ -33,7 +35,8 @@ class Run:
     """
 
     plan: RunPlan
-    dataset: Dataset
+    corpus: Corpus
+    samples: Samples
     engine: Any
     loader: TokenLoader
     metrics: Metrics
@@ -75,17 +78,18 @@ def train_steps(run: Run, start: Progress) -> Progress:
         metrics.step_done()
 
         if log_due:
-            metrics.log_step(step, step_loss, rate, norm)
+            sources = run.samples.tokens_by_source(samples_seen)
+            metrics.log_step(step, step_loss, rate, norm, sources)
         with metrics.aside():
             if save_due:
                 save_checkpoint(
                     plan,
                     engine,
                     progress,
-                    data_fingerprint=run.dataset.fingerprint,
-                    tokenizer_dir=run.dataset.path / "tokenizer",
+                    data_fingerprint=run.corpus.fingerprint,
+                    tokenizer_dir=run.corpus.tokenizer_directory,
                 )
             if evaluation_due:
-                metrics.log_validation(step, validate(run))
+                metrics.log_validation(step, validate(run), run.samples.weights(samples_seen))
                 show_sample(run, step)
     return progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,14 @@ class Metrics:
         """Count one optimizer step."""
         self._steps += 1
 
-    def log_step(self, step: int, loss: Tensor, learning_rate: float, norm: float | None) -> None:
+    def log_step(
+        self,
+        step: int,
+        loss: Tensor,
+        learning_rate: float,
+        norm: float | None,
+        tokens_by_source: dict[str, int],
+    ) -> None:
         """Write the step that was just done, and the speed since the last call.
 
         Args:
@@ -76,6 +84,7 @@ class Metrics:
             loss: scalar, mean of this rank's micro-steps.
             learning_rate: of this update.
             norm: the gradient norm where the engine keeps none.
+            tokens_by_source: seen so far, by the name of the source, where there are several.
 
         Raises:
             RunError: the loss or the gradient norm is no finite number. In fp16 a norm may be: the
@@ -95,6 +104,7 @@ class Metrics:
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm(self._engine) if norm is None else norm,
             "tokens_seen": step * self._batch_tokens,
+            **{f"tokens_seen_{name}": tokens for name, tokens in tokens_by_source.items()},
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_seconds,
             "data_wait_seconds": float(worst[0]) / self._steps,
@@ -123,11 +133,20 @@ class Metrics:
                     "checkpoint is untouched; lower optimizer.lr or look at the data of this step."
                 )
 
-    def log_validation(self, step: int, loss: float) -> None:
-        """Write a validation loss in nats per token, and its perplexity."""
+    def log_validation(self, step: int, losses: dict[str, float], weights: list[float]) -> None:
+        """Write the validation loss and its perplexity, and the loss of each source.
+
+        Args:
+            step: optimizer steps done.
+            losses: nats per token, by the name of the source.
+            weights: of each source in the mean of all.
+        """
+        loss = sum(map(operator.mul, losses.values(), weights)) / sum(weights)
         perplexity = math.exp(min(loss, 700.0))
-        self._write("validation", step, {"loss": loss, "perplexity": perplexity})
-        say(f"validation after step {step}: loss {loss:.4f}  perplexity {perplexity:.2f}")
+        by_source = {f"loss_{name}": each for name, each in losses.items() if name}
+        self._write("validation", step, {"loss": loss, "perplexity": perplexity} | by_source)
+        words = "".join(f"  {name} {each:.4f}" for name, each in losses.items() if name)
+        say(f"validation after step {step}: loss {loss:.4f}  perplexity {perplexity:.2f}{words}")
 
     def _write(self, kind: str, step: int, values: dict[str, float | None]) -> None:
         if rank() != 0:

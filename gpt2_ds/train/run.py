@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from contextlib import closing
 from datetime import timedelta
 from typing import NoReturn, get_args
 
@@ -12,10 +13,10 @@ import torch.distributed as dist
 
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, exit_code_of, user_error
-from gpt2_ds.config.launcher import nodes, rank, world_size
+from gpt2_ds.config.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
@@ -28,22 +29,22 @@ from gpt2_ds.train.run_directory import write_run_files
 from gpt2_ds.train.terminal import say
 
 
-def train_and_leave(plan: RunPlan, dataset: Dataset) -> NoReturn:
+def train_and_leave(plan: RunPlan, corpus: Corpus) -> NoReturn:
     """Train, then end this process with the exit code of what happened."""
 
     def run() -> int:
-        train(plan, dataset)
+        train(plan, corpus)
         return EXIT_DONE
 
     leave(exit_code_of(run))
 
 
-def train(plan: RunPlan, dataset: Dataset) -> None:
+def train(plan: RunPlan, corpus: Corpus) -> None:
     """Train `plan` from its newest checkpoint, or from the first step.
 
     Args:
         plan: the run.
-        dataset: opened and checked.
+        corpus: what it reads, opened and checked.
 
     Raises:
         UserError: a shard is not what the manifest says.
@@ -51,7 +52,7 @@ def train(plan: RunPlan, dataset: Dataset) -> None:
     """
     device = join()
     check_dtype(plan)
-    _verify_together(dataset)
+    _verify_together(corpus)
     cpu_adam = use_cpu_adam(plan)
     deepspeed_config = plan.deepspeed(cpu_adam=cpu_adam)
     hosts = [""] * world_size()
@@ -70,32 +71,41 @@ def train(plan: RunPlan, dataset: Dataset) -> None:
     say(_headline(plan, start.step))
     if start.step < plan.last_step:
         began = time.perf_counter()
-        with TokenLoader(
-            dataset.split("train"),
-            seq_length=recipe.data.seq_length,
-            global_batch_size=derived.global_batch_size,
-            micro_batch_size=recipe.batch.micro_batch_size,
-            rank=rank(),
-            world_size=world_size(),
-            seed=recipe.seed,
-            samples_seen=start.samples_seen,
-            pin_memory=device.type == "cuda",
-        ) as loader:
+        samples = corpus.samples(recipe.seed)
+        with (
+            TokenLoader(
+                samples,
+                global_batch_size=derived.global_batch_size,
+                micro_batch_size=recipe.batch.micro_batch_size,
+                rank=rank(),
+                world_size=world_size(),
+                samples_seen=start.samples_seen,
+                pin_memory=device.type == "cuda",
+            ) as loader,
+            closing(corpus),  # before the loader, which may wait for a download
+        ):
+            last_sample = plan.last_step * derived.global_batch_size
+            corpus.follow(
+                lambda: samples.upcoming(
+                    loader.samples_read, last_sample, local_ranks(), world_size()
+                )
+            )
             run = Run(
                 plan=plan,
-                dataset=dataset,
+                corpus=corpus,
+                samples=samples,
                 engine=engine,
                 loader=loader,
                 metrics=Metrics(plan, engine, start.step),
                 device=device,
-                document_eot=dataset.tokenizer.eot_token if recipe.data.document_mask else None,
+                document_eot=corpus.tokenizer.eot_token if recipe.data.document_mask else None,
             )
             end = train_steps(run, start)
         say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
     say(_next_words(plan, end.step))
 
 
-def _verify_together(dataset: Dataset) -> None:
+def _verify_together(corpus: Corpus) -> None:
     """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective.
 
     Raises:
@@ -103,16 +113,16 @@ def _verify_together(dataset: Dataset) -> None:
     """
     faults: tuple[Fault, ...] = ()
     try:
-        dataset.verify(rank(), world_size())
+        corpus.verify(rank(), world_size())
     except UserError as error:
         faults = error.faults
-    found = [(dataset.fingerprint, faults)] * world_size()
-    dist.all_gather_object(found, (dataset.fingerprint, faults))
+    found = [(corpus.fingerprint, faults)] * world_size()
+    dist.all_gather_object(found, (corpus.fingerprint, faults))
     if others := [i for i, (seen, _) in enumerate(found) if seen != found[0][0]]:
         faults = (
             Fault(
-                f"{dataset.path}",
-                f"rank {others[0]} sees another dataset there than rank 0",
+                ", ".join(dataset.address for dataset in corpus.datasets.values()),
+                f"rank {others[0]} sees other data there than rank 0",
                 "Copy one dataset to every machine, or put it on a disk that all share.",
             ),
         )

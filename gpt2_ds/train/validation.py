@@ -14,18 +14,27 @@ if TYPE_CHECKING:
     from gpt2_ds.train.loop import Run
 
 
-def validate(run: Run) -> float:
-    """Loss over the recipe's fixed validation windows in nats per token. Collective."""
+def validate(run: Run) -> dict[str, float]:
+    """Loss over the recipe's fixed validation windows of each source. Collective.
+
+    Returns:
+        Nats per token, by the name of the source.
+    """
     plan = run.plan
-    batches = validation_batches(
-        run.dataset.split("validation"),
-        n_windows=plan.derived.evaluation_windows,
-        seq_length=plan.recipe.data.seq_length,
-        micro_batch_size=plan.recipe.batch.micro_batch_size,
-        rank=rank(),
-        world_size=plan.derived.world_size,
-    )
-    return validation_loss(run.engine, batches, run.device, document_eot=run.document_eot)
+    losses = {}
+    for name, dataset in run.corpus.datasets.items():
+        batches = validation_batches(
+            dataset.split("validation"),
+            n_windows=plan.derived.evaluation_windows,
+            seq_length=plan.recipe.data.seq_length,
+            micro_batch_size=plan.recipe.batch.micro_batch_size,
+            rank=rank(),
+            world_size=plan.derived.world_size,
+        )
+        losses[name] = validation_loss(
+            run.engine, batches, run.device, document_eot=run.document_eot
+        )
+    return losses
 
 
 def show_sample(run: Run, step: int) -> None:
@@ -34,7 +43,7 @@ def show_sample(run: Run, step: int) -> None:
     Under ZeRO-3 each forward is collective: so every rank computes the sample, and none stops early
     at an end-of-text that another one may not draw.
     """
-    evaluation, tokenizer = run.plan.recipe.evaluation, run.dataset.tokenizer
+    evaluation, tokenizer = run.plan.recipe.evaluation, run.corpus.tokenizer
     if evaluation.sample_tokens == 0:
         return
     prompt = [tokenizer.eot_token, *tokenizer.encode(evaluation.sample_prompt).tolist()]

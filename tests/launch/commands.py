@@ -11,15 +11,20 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 _TOOLS = ("bash", "sh", "env", "cat", "uname", "hostname", "sleep", "ls", "git")
+# Whoever tries is written down: a program may go on after an error without a word of it.
 _REFUSE_NETWORK = """
-import socket
-_connect = socket.socket.connect
-def connect(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6):
-        if not str(address[0]).startswith(("127.", "::1", "::ffff:127.", "localhost")):
-            raise OSError(f"a connection to {address} was tried")
-    return _connect(self, address)
-socket.socket.connect = connect
+import os, socket
+def guard(connect):
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            if not str(address[0]).startswith(("127.", "::1", "::ffff:127.", "localhost")):
+                with open(os.environ["NETWORK_ATTEMPTS"], "a") as file:
+                    file.write(f"{address}\\n")
+                raise OSError(f"a connection to {address} was tried")
+        return connect(self, address)
+    return guarded
+socket.socket.connect = guard(socket.socket.connect)
+socket.socket.connect_ex = guard(socket.socket.connect_ex)
 """
 
 
@@ -40,7 +45,10 @@ def copy_of_repository(folder: Path) -> Path:
 
 
 def bare_environment(folder: Path) -> dict[str, str]:
-    """No compiler on the PATH, no network but loopback, no compiled op at hand."""
+    """No compiler on the PATH, no network but loopback, no compiled op at hand.
+
+    Addresses that were tried are written to the file `network_attempts` in `folder`.
+    """
     tools, site = folder / "bin", folder / "site"
     tools.mkdir(parents=True)
     site.mkdir()
@@ -60,6 +68,7 @@ def bare_environment(folder: Path) -> dict[str, str]:
     return kept | {
         "PATH": str(tools),
         "PYTHONPATH": str(site),
+        "NETWORK_ATTEMPTS": str(folder / "network_attempts"),
         "CXX": "/nonexistent/c++",
         "CC": "/nonexistent/cc",
         "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),

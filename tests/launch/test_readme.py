@@ -7,13 +7,19 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.run_plan import resolve_run
+from gpt2_ds.config.sources import source_faults
+from gpt2_ds.config.yaml_document import parse_yaml
+from gpt2_ds.data.preparation.arguments import parse
 from tests.conftest import REPOSITORY
 from tests.launch.commands import bare_environment, copy_of_repository, run_command
 from tests.ranks import free_port
+from tests.small_run import metrics_of
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -61,6 +67,29 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     for folder, ending in (("recipes", "yaml"), ("ds_configs", "json")):
         for path in (REPOSITORY / folder).glob(f"*.{ending}"):
             assert f"`{folder}/{path.name}`" in README, f"README does not name {path.name}"
+
+
+def test_the_commands_that_need_a_network_are_understood() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    commands = [line.split() for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 3
+    for words in commands:
+        assert words[:2] == ["python", "launch/prepare_data.py"]
+        assert parse(None, words[2:]).inputs[0].startswith("hf:")
+
+
+def test_the_sources_of_the_readme_are_understood(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    sources = parse_yaml(block, "README.md")[0]["data"]["sources"]
+    text = ", ".join(
+        f"{name}: {{path: '{each['path']}', weight: {each['weight']}}}"
+        for name, each in sources.items()
+    )
+    loaded = load_recipe(
+        REPOSITORY / "recipes/quickstart.yaml",
+        ["data.path=null", "data.prepare=null", f"data.sources={{{text}}}"],
+    )
+    assert source_faults(loaded) == []
 
 
 def tensorboard_answers(folder: Path, environment: dict[str, str]) -> bool:
@@ -119,6 +148,8 @@ def test_the_commands_do_what_the_readme_says(tmp_path: Path) -> None:
     ):
         assert re.search(words, trained), words
     print(re.search(r"Trained for .*", trained))
+    waits = metrics_of(folder / "runs/quickstart", "data_wait_seconds", "step_seconds")
+    assert median(wait / step for wait, step in waits) < 0.01
     assert sampled.startswith("def ")
     assert len(sampled) > 40
     # No op was compiled, and nothing is left in shared memory.

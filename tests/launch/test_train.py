@@ -85,5 +85,7 @@ def test_gpt2_124m_takes_three_steps_on_real_text(
     losses = metrics_of(tmp_path / "run", "step", "loss")
     assert [step for step, _ in losses] == [1, 2, 3]
     assert abs(losses[0][1] - math.log(50257)) < 0.3
+    waits = metrics_of(tmp_path / "run", "data_wait_seconds", "step_seconds")
+    assert all(wait < 0.01 * step for wait, step in waits)
     config = json.loads((tmp_path / "run/deepspeed.json").read_text())
     assert config["zero_optimization"]["stage"] == 1

@@ -44,7 +44,7 @@ def refusal(plan: RunPlan) -> str:
 
 
 def test_the_dataset_of_the_recipe_is_opened(data: Path, tmp_path: Path) -> None:
-    assert open_inputs(small_plan(data, tmp_path / "run")).path == data
+    assert list(open_inputs(small_plan(data, tmp_path / "run")).datasets) == [""]
     assert not (tmp_path / "run").exists()
 
 
@@ -134,7 +134,7 @@ def begun(plan: RunPlan, *, data_fingerprint: str, world_size: int = 1) -> None:
         world_size=world_size,
         zero_stage=0,
         dtype="fp32",
-        recipe_fingerprint=fingerprint(plan.recipe),
+        recipe_fingerprint=fingerprint(plan.recipe, 768),
         data_fingerprint=data_fingerprint,
         versions={},
         files={},
@@ -158,7 +158,7 @@ def test_the_data_has_changed(data: Path, tmp_path: Path) -> None:
 def test_the_same_run_goes_on_and_another_world_size_does_not(data: Path, tmp_path: Path) -> None:
     plan = small_plan(data, tmp_path / "run")
     begun(plan, data_fingerprint=Dataset.open(data).fingerprint)
-    assert open_inputs(plan).path == data
+    assert open_inputs(plan).datasets[""].path == data
     other = small_plan(data, tmp_path / "run", world_size=2)
     assert "written by 1 ranks, and this job has 2" in refusal(other)
 

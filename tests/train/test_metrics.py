@@ -20,7 +20,7 @@ from gpt2_ds.plan.flops import flops_per_token
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from gpt2_ds.train.metrics import Metrics, keep_metrics_until
 from tests.ranks import run_ranks
-from tests.small_run import metrics_of, small_dataset, small_plan
+from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
 LINES = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}, {"step": 2, "validation_loss": 4.5}]
 LINES += [{"step": 3, "loss": 3.0}, {"step": 4, "loss": 2.0}]
@@ -84,20 +84,20 @@ def report(folder: Path) -> dict[str, Any]:
             metrics.step_done()
         with metrics.aside():
             time.sleep(0.5)
-        metrics.log_step(2, torch.tensor(1.0 + rank()), 3e-4, None)
+        metrics.log_step(2, torch.tensor(1.0 + rank()), 3e-4, None, {})
         module.device_title = lambda: "NVIDIA H100 80GB HBM3"  # type: ignore[assignment]
         metrics.step_done()
-        metrics.log_step(3, torch.tensor(2.0), 3e-4, 0.5)
-        metrics.log_validation(3, 800.0)
+        metrics.log_step(3, torch.tensor(2.0), 3e-4, 0.5, {"web": 700, "books": 68})
+        metrics.log_validation(3, {"web": 600.0, "books": 1000.0}, [3.0, 1.0])
         metrics.step_done()
         try:
-            metrics.log_step(4, torch.tensor(float("nan") if rank() == 1 else 1.0), 3e-4, None)
+            metrics.log_step(4, torch.tensor(float("nan") if rank() == 1 else 1.0), 3e-4, None, {})
             error = "none"
         except RunError as raised:
             error = str(raised)
         metrics.step_done()
         try:
-            metrics.log_step(5, torch.tensor(1.0), 3e-4, float("inf"))
+            metrics.log_step(5, torch.tensor(1.0), 3e-4, float("inf"), {})
         except RunError as raised:
             error += f" | {raised}"
     return {"printed": printed.getvalue(), "error": error, "events": engine.events}
@@ -131,7 +131,9 @@ def test_what_is_reported(tmp_path: Path) -> None:
     expected = three["tokens_per_second"] * work / (2 * 989e12)
     assert three["mfu"] == pytest.approx(expected)
     assert three["gradient_norm"] == 0.5  # the one that was given
-    assert validation["validation_loss"] == 800.0
+    assert (three["tokens_seen_web"], three["tokens_seen_books"]) == (700, 68)
+    assert (validation["validation_loss_web"], validation["validation_loss_books"]) == (600, 1000)
+    assert validation["validation_loss"] == 700.0  # by weight: three of four are web
     assert validation["validation_perplexity"] > 1e300  # a number still
 
     # JSON has no NaN and no Infinity.
@@ -153,11 +155,17 @@ def test_what_is_reported(tmp_path: Path) -> None:
         r"step 3/8  loss 2\.0000  lr 3\.00e-04  [\d,]+ tokens/s  mfu 0\.\d{3}  \d:\d\d:\d\d left",
         lines[1],
     )
-    assert re.fullmatch(r"validation after step 3: loss 800\.0000  perplexity \d+\.\d\d", lines[2])
+    assert re.fullmatch(
+        r"validation after step 3: loss 700\.0000  perplexity \d+\.\d\d  web 600\.0000  "
+        r"books 1000\.0000",
+        lines[2],
+    )
     assert second["printed"] == ""
     assert second["events"] == []
     assert ("train/loss", 1.5, 2) in first["events"]
-    assert ("validation/loss", 800.0, 3) in first["events"]
+    assert ("validation/loss", 700.0, 3) in first["events"]
+    assert ("validation/loss_books", 1000.0, 3) in first["events"]
+    assert ("train/tokens_seen_web", 700, 3) in first["events"]
     assert {name for name, _, step in first["events"] if step == 2} == {
         f"train/{name}" for name in two if name != "step"
     }
@@ -165,7 +173,6 @@ def test_what_is_reported(tmp_path: Path) -> None:
 
 def diverge(data: Path, run_dir: Path) -> tuple[str, list[int]]:
     """What a run says whose loss is no number from step 2 on, and the steps that it saved."""
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
     plan = small_plan(
@@ -177,7 +184,7 @@ def diverge(data: Path, run_dir: Path) -> tuple[str, list[int]]:
         "checkpoint.interval_steps=2",
     )
     try:
-        train(plan, Dataset.open(data))
+        train(plan, small_corpus(data))
     except RunError as error:
         return str(error), [manifest.step for _, manifest in complete_checkpoints(run_dir)]
     return "no error", []
@@ -192,11 +199,10 @@ def test_what_is_no_number_is_never_saved(tmp_path: Path) -> None:
 
 
 def both_norms(data: Path, folder: Path) -> None:
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
     for template in ("zero0", "zero1"):
-        train(small_plan(data, folder / template, template=template), Dataset.open(data))
+        train(small_plan(data, folder / template, template=template), small_corpus(data))
 
 
 @pytest.mark.heavy

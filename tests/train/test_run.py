@@ -15,7 +15,7 @@ from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.ranks import run_ranks
-from tests.small_run import metrics_of, small_dataset, small_plan
+from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 NUMBERS = ("step", "loss", "learning_rate", "gradient_norm", "tokens_seen")
@@ -31,10 +31,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def unbroken_and_resumed(data: Path, folder: Path, world_size: int) -> None:
     """Each stage twice, with dropout: eight steps in one go, and stopped after four."""
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
-    dataset = Dataset.open(data)
+    dataset = small_corpus(data)
     for stage in STAGES:
         for name, limits in (("unbroken", (None,)), ("resumed", (4, None))):
             for max_steps in limits:
@@ -70,10 +69,9 @@ def test_resumed_losses_are_bit_equal(world_size: int, data: Path, tmp_path: Pat
 
 def fp16_refused_then_seeds(data: Path, folder: Path) -> tuple[str, int]:
     """What fp16 says on a CPU; and this rank's seed of dropout after a run began."""
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
-    dataset = Dataset.open(data)
+    dataset = small_corpus(data)
     half = small_plan(data, folder / "half", "precision.dtype=fp16", template="zero1", world_size=2)
     message = ""
     try:
@@ -103,14 +101,13 @@ def test_fp16_on_a_cpu_dropout_seeds_and_csv_files(data: Path, tmp_path: Path) -
 
 
 def one_run(data: Path, run_dir: Path, world_size: int, overrides: tuple[str, ...]) -> str:
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
     printed = io.StringIO()
     with redirect_stdout(printed):
         train(
             small_plan(data, run_dir, *overrides, template="zero1", world_size=world_size),
-            Dataset.open(data),
+            small_corpus(data),
         )
     return printed.getvalue()
 
@@ -163,11 +160,10 @@ def test_tensorboard_reads_what_metrics_jsonl_holds(data: Path, tmp_path: Path) 
 
 def damage_and_resume(data: Path, run_dir: Path) -> dict[str, str]:
     """Three runs in one process: whole, newest checkpoint damaged, all damaged."""
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.checkpoint import load_newest
     from gpt2_ds.train.run import train
 
-    dataset, plan = Dataset.open(data), small_plan(data, run_dir, max_steps=6)
+    dataset, plan = small_corpus(data), small_plan(data, run_dir, max_steps=6)
     train(plan, dataset)
     unloadable = SimpleNamespace(load_checkpoint=lambda *args, **keys: (None, None))
     try:
@@ -211,12 +207,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 
 
 def not_a_number(data: Path, run_dir: Path) -> str:
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
     plan = small_plan(data, run_dir, "optimizer.lr=1e30", "optimizer.gradient_clipping=0")
     try:
-        train(plan, Dataset.open(data))
+        train(plan, small_corpus(data))
     except RunError as error:
         return str(error)
     return "no error"
@@ -230,11 +225,10 @@ def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path) -> No
 
 
 def damaged_shard(data: Path, run_dir: Path) -> str:
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
     try:
-        train(small_plan(data, run_dir, world_size=2), Dataset.open(data))
+        train(small_plan(data, run_dir, world_size=2), small_corpus(data))
     except UserError as error:
         return str(error)
     return "no error"
@@ -254,11 +248,10 @@ def test_a_flipped_bit_in_a_shard_is_named_on_every_rank(tmp_path: Path) -> None
 
 def another_dataset(data: Path, other: Path, run_dir: Path) -> str:
     from gpt2_ds.config.launcher import rank
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
     try:
-        train(small_plan(data, run_dir, world_size=2), Dataset.open((data, other)[rank()]))
+        train(small_plan(data, run_dir, world_size=2), small_corpus((data, other)[rank()]))
     except UserError as error:
         return str(error)
     return "no error"
@@ -269,7 +262,7 @@ def test_ranks_that_see_different_datasets_do_not_train(data: Path, tmp_path: Pa
     other = tmp_path / "other"
     prepare([Path(__file__)], other, load_tokenizer("bytes"), validation_inputs=[data / "../x.txt"])
     for message in run_ranks(another_dataset, 2, tmp_path, data, other, tmp_path / "run"):
-        assert "rank 1 sees another dataset there than rank 0. Copy one dataset" in message
+        assert "rank 1 sees other data there than rank 0. Copy one dataset" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -20,7 +20,7 @@ from gpt2_ds.config.recipe import (
 )
 from gpt2_ds.train.schedule import learning_rate
 from tests.ranks import run_ranks
-from tests.small_run import metrics_of, small_dataset, small_plan
+from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
 PEAK, MIN = 6e-4, 6e-5
 TOKENS = 512  # of one step
@@ -158,10 +158,9 @@ def test_the_marks_are_met_exactly(drawn: tuple[AnySchedule, float]) -> None:
 
 
 def one_run(data: Path, run_dir: Path) -> None:
-    from gpt2_ds.data.dataset import Dataset
     from gpt2_ds.train.run import train
 
-    train(small_plan(data, run_dir), Dataset.open(data))
+    train(small_plan(data, run_dir), small_corpus(data))
 
 
 @pytest.mark.heavy

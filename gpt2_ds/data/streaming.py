@@ -1,0 +1,48 @@
+"""A dataset whose shards are elsewhere: its small files are copied, its shards come when needed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from pathlib import Path
+
+from gpt2_ds.data.cache import ShardCache
+from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY, Dataset
+from gpt2_ds.data.durable_file import write_durably
+from gpt2_ds.data.manifest import MANIFEST_FILE, ShardEntry
+from gpt2_ds.data.remote import RemoteFolder
+from gpt2_ds.data.tokenizer import RANKS_FILE, TOKENIZER_FILE
+
+SMALL_FILES = (
+    f"{TOKENIZER_DIRECTORY}/{RANKS_FILE}",
+    f"{TOKENIZER_DIRECTORY}/{TOKENIZER_FILE}",
+)
+
+
+def open_streamed(remote: RemoteFolder, cache: ShardCache) -> Dataset:
+    """Open the dataset at a remote address.
+
+    Its manifest and tokenizer are copied into the cache's folder, under the manifest's hash.
+
+    Args:
+        remote: the address.
+        cache: where its shards go.
+
+    Raises:
+        UserError: there is no dataset, or its manifest or tokenizer is damaged.
+        RunError: the address could not be read.
+    """
+    manifest = remote.read(MANIFEST_FILE)
+    path = cache.folder / "datasets" / hashlib.sha256(manifest).hexdigest()
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as lock:  # the ranks of a machine come at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (path / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
+        for name in SMALL_FILES:
+            write_durably(path / name, [remote.read(name)])
+        write_durably(path / MANIFEST_FILE, [manifest])
+
+    def locate(entry: ShardEntry) -> Path:
+        return cache.path(remote, entry)
+
+    return Dataset.open_small_files(path, locate, remote.address)
