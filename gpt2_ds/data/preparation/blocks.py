@@ -50,11 +50,7 @@ class Block:
     @property
     def is_full(self) -> bool:
         """Whether it is large enough to be sent."""
-        return (
-            self.text_bytes >= BLOCK_BYTES
-            or self.input_bytes >= BLOCK_BYTES
-            or len(self.texts) + len(self.bad) >= BLOCK_DOCUMENTS
-        )
+        return self.text_bytes >= BLOCK_BYTES or len(self.texts) + len(self.bad) >= BLOCK_DOCUMENTS
 
 
 def read_blocks(

@@ -75,7 +75,7 @@ def encode_blocks(
 
     Raises:
         UserError: reading the blocks did; all before it were given.
-        RunError: a worker process died; or reading the blocks did.
+        RunError: a worker process died, or lacks memory; or reading the blocks did.
     """
     if workers == 1:
         for block in blocks:
@@ -104,7 +104,7 @@ def encode_blocks(
             yield first, future.result()
         if failure is not None:
             raise failure
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, MemoryError) as error:
         raise RunError(
             "a worker process died, perhaps for want of memory. Use fewer --workers."
         ) from error

@@ -131,13 +131,7 @@ def prepare(
                 text_field=text_field,
                 document_separator=document_separator,
             )
-            folder.begin(request.job)
-            if not _is_taken(out):
-                return _prepare(request, folder, workers, on_bad)
-            if folder.is_published:  # an earlier start was killed when only this was left to do
-                folder.remove()
-                return read_manifest(out)
-            raise _taken(out)
+            return _prepare(request, folder, workers, on_bad)
     except OSError as error:
         raise RunError(f"{out}: could not be written: {error}.") from error
 
@@ -179,6 +173,12 @@ def _prepare(request: Request, folder: PartialFolder, workers: int, on_bad: OnBa
     """All units, the manifest, and at last the dataset's name."""
     needed_bytes: Callable[[], int] = partial(bytes_still_needed, 0, request.total_bytes, 0)
     try:
+        folder.begin(request.job)
+        if _is_taken(request.out):
+            if not folder.is_published:
+                raise _taken(request.out)
+            folder.remove()  # an earlier start was killed when only this was left to do
+            return read_manifest(request.out)
         folder.clear_unfinished()
         request.tokenizer.save(folder.dataset / TOKENIZER_DIRECTORY)
         writer = UnitWriter(folder, request.tokenizer, request.cutting, request.total_bytes)

@@ -78,6 +78,20 @@ def test_a_killed_preparation_leaves_no_worker_and_no_dataset(tmp_path: Path) ->
     assert (tmp_path / ".out.partial").exists()  # the same command goes on from there
 
 
+def test_text_needs_no_large_library(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    program = (
+        "import sys; from gpt2_ds.data.preparation.prepare import prepare\n"
+        "from gpt2_ds.data.tokenizer import load_tokenizer\n"
+        f"prepare([{str(tmp_path / 'a.txt')!r}], {str(tmp_path / 'out')!r}, "
+        "load_tokenizer('bytes'), validation_fraction=0)\n"
+        "print(*{'torch', 'datasets', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
+
+
 def test_flags_reach_the_result(tmp_path: Path) -> None:
     documents = texts(60)
     text = "\n%%\n".join([*documents, documents[3]]) + "\n"

@@ -4,7 +4,7 @@ import fcntl
 import json
 import multiprocessing
 import os
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.preparation import prepare as prepare_module
 from gpt2_ds.data.preparation import units
 from gpt2_ds.data.preparation.partial_folder import PartialFolder, partial_path
 from gpt2_ds.data.preparation.prepare import prepare
@@ -82,6 +81,20 @@ def test_a_damaged_journal(tmp_path: Path, source: Path) -> None:
     ):
         start(tmp_path / "out", source)
     assert journal.exists()
+
+
+def test_bad_documents_are_counted_once(tmp_path: Path) -> None:
+    """Those between two units too, which are read again."""
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(f'{{"text": "{i}"}}\n{{}}\n[]\n' for i in range(9)))
+    for workers, after in ((1, 3), (2, 5), (1, 8)):
+        keywords = {"shard_tokens": 1, "validation_fraction": 0, "on_bad": "skip"}
+        stopped(tmp_path / "out", source, after=after, workers=workers, **keywords)
+        start(tmp_path / "out", source, **keywords)
+        start(tmp_path / "unbroken", source, **keywords)
+        assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+        shutil.rmtree(tmp_path / "out")
+        shutil.rmtree(tmp_path / "unbroken")
 
 
 def test_leftovers_of_an_unfinished_unit_are_no_data(tmp_path: Path, source: Path) -> None:
@@ -176,9 +189,25 @@ def test_two_at_once(tmp_path: Path, source: Path) -> None:
     start(tmp_path / "out", source)
 
 
+def test_a_folder_that_goes_while_it_is_waited_for(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last act of another preparation is to delete it."""
+    real = fcntl.flock
+
+    def deleted_before(descriptor: int, flags: int) -> None:
+        monkeypatch.undo()
+        shutil.rmtree(partial_path(tmp_path / "out"))
+        real(descriptor, flags)
+
+    monkeypatch.setattr(fcntl, "flock", deleted_before)
+    start(tmp_path / "out", source)
+    Dataset.open(tmp_path / "out").verify()
+
+
 def race(out: Path, source: Path, barrier: Any, told: Any) -> None:
     for number in range(10):
-        barrier.wait()
+        barrier.wait(60)
         try:
             start(out.with_name(f"{number}"), source)
             told.put("made")
@@ -190,7 +219,7 @@ def test_a_race_has_one_winner(tmp_path: Path, source: Path) -> None:
     context = multiprocessing.get_context("spawn")
     told, barrier = context.Queue(), context.Barrier(3)
     runners = [
-        context.Process(target=race, args=(tmp_path / "out", source, barrier, told))
+        context.Process(target=race, args=(tmp_path / "out", source, barrier, told), daemon=True)
         for _ in range(3)
     ]
     for runner in runners:
@@ -262,12 +291,3 @@ def test_the_note_comes_after_the_files(
     assert events[piece + 1 : piece + 4] == ["pieces", "append", "units.jsonl"]
     assert events.count("units.jsonl") == events.count("append") > 5
     assert events.index("manifest.json.tmp") > len(events) - 1 - events[::-1].index("append")
-
-
-def test_waiting_is_not_working(tmp_path: Path, source: Path) -> None:
-    """The clock of a second start does not make files look changed."""
-    stopped(tmp_path / "out", source, after=2)
-    time.sleep(0.02)
-    prepare_module.prepare(
-        [source], tmp_path / "out", BYTES, shard_tokens=5000, validation_fraction=0.2
-    )

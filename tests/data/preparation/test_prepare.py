@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ def test_skipped_documents_are_counted(tmp_path: Path) -> None:
         "empty": (2, (f"{path}: line 3", f"{path}: line 4")),
         "no_text_field": (1, (f"{path}: line 2",)),
     }
+
+
+def test_bad_files_of_python_are_no_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "a.py").write_text("a")
+    (tmp_path / "lib" / "empty.py").touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
+    manifest = prepare(["python-stdlib"], tmp_path / "out", BYTES, validation_fraction=0)
+    assert manifest.source is not None
+    assert manifest.source.skipped["empty"].count == 1
+    with pytest.raises(UserError, match=r"empty.py: line 1: an empty document. Leave it out. Or"):
+        prepare([tmp_path / "lib"], tmp_path / "new", BYTES)
 
 
 def test_the_first_few_places_of_the_skipped_are_kept(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.preparation import blocks
 from gpt2_ds.data.preparation.held_documents import DOCUMENTS_AT_ONCE, shuffled
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.reading import BEGINNING
+from gpt2_ds.data.preparation.sources import find_inputs
 from gpt2_ds.data.preparation.units import are_validation
 from gpt2_ds.data.shards import map_tokens, read_header, read_index
 from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
@@ -107,7 +109,8 @@ def test_the_choice_of_validation() -> None:
     edge[0, 0], edge[1, :8], edge[2, 0] = 0x80, 0xFF, 0x7F
     assert are_validation(edge, 0.5).tolist() == [False, False, True]
     assert are_validation(edge, 2**-64).tolist() == [False, False, False]
-    assert are_validation(np.zeros((1, 32), np.uint8), 2**-64).tolist() == [True]
+    for fraction in (2**-64, 2**-65):
+        assert are_validation(np.zeros((1, 32), np.uint8), fraction).tolist() == [True]
 
 
 def test_shuffled_within_each_shard(tmp_path: Path) -> None:
@@ -174,6 +177,30 @@ def test_validation_inputs_come_in_units_too(tmp_path: Path) -> None:
     )
     assert shards_of(tmp_path / "out", "train") == cut(train, 10_000)
     assert shards_of(tmp_path / "out", "validation") == cut(validation, 10_000)
+
+
+def test_blocks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 10)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{}\n' * 40 + ('{"text": "' + "b" * 400 + '"}\n') * 20)
+    (tmp_path / "b.txt").write_text("c")
+    train, validation = find_inputs([path]), find_inputs([tmp_path / "b.txt"])
+    found = list(
+        blocks.read_blocks(
+            train,
+            validation,
+            text_field="text",
+            document_separator=None,
+            on_bad="skip",
+            start=BEGINNING,
+        )
+    )
+    sizes = [(len(block.texts), len(block.bad)) for block in found]
+    assert sizes == [(5, 5)] * 8 + [(3, 0)] * 6 + [(2, 0), (1, 0)]
+    assert [block.is_validation for block in found] == [False] * 15 + [True]
+    assert found[8].text_bytes == 1200
+    assert sum(block.input_bytes for block in found) == path.stat().st_size + 1
 
 
 def test_bad_documents_alone_fill_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
