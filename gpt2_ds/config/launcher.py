@@ -31,8 +31,9 @@ def local_world_size() -> int:
 
 def local_ranks() -> range:
     """The ranks on this machine."""
-    first = rank() - int(os.environ.get("LOCAL_RANK", "0"))
-    return range(first, first + local_world_size())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    first = rank() - local_rank
+    return range(first, first + max(local_world_size(), local_rank + 1))
 
 
 def nodes() -> int:

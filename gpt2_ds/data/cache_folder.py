@@ -238,7 +238,9 @@ def _victims(
     shards: dict[str, os.stat_result], order: Order, limit: int, pinned: Container[str]
 ) -> list[str]:
     """What may be deleted, the first first: farthest next use, then longest unused."""
-    next_use = {file_name(entry): position for position, (_, entry) in enumerate(order)}
+    # Two sources may hold the same shard: the first use counts.
+    uses = reversed(list(enumerate(order)))
+    next_use = {file_name(entry): position for position, (_, entry) in uses}
     found = [
         (-next_use.get(name, _NEVER), status.st_atime_ns, name)
         for name, status in shards.items()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.recipe import DataSection
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY, Dataset
@@ -16,6 +18,7 @@ from gpt2_ds.data.manifest import ShardEntry
 from gpt2_ds.data.mixture import Mixture, Phase
 from gpt2_ds.data.remote import RemoteFolder, is_remote
 from gpt2_ds.data.samples import Samples
+from gpt2_ds.data.split import MAX_OPEN_SHARDS
 from gpt2_ds.data.streaming import open_streamed
 from gpt2_ds.data.tokenizer import Tokenizer
 
@@ -106,9 +109,12 @@ class Corpus:
                 phases.append(Phase(first_sample, tuple(phase.weights[n] for n in sources)))
             mixture = Mixture(phases)
         splits = {name: dataset.split("train") for name, dataset in self.datasets.items()}
-        if self.data.lanes:
-            for name in self.remotes:
-                splits[name].max_open_shards = self.data.lanes + 2
+        for name, split in splits.items():
+            split.max_open_shards = max(1, MAX_OPEN_SHARDS // len(splits))
+            if name in self.remotes and (lanes := self.data.lanes):
+                # What is mapped keeps its place on the disk: no more than a rank reads at a time.
+                shared = math.gcd(lanes, world_size()) if len(splits) == 1 else 1
+                split.max_open_shards = lanes // shared + 2
         return Samples(
             list(splits.values()),
             seq_length=self.data.seq_length,

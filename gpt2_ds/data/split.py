@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.layouts import token_offset
 from gpt2_ds.data.manifest import ShardEntry
 
@@ -116,11 +117,12 @@ class Split:
     def _map(self, entry: ShardEntry, attempts: int = OPEN_ATTEMPTS) -> Tokens:
         path = self._locate(entry)
         try:
-            offset = token_offset(path, entry.layout)
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            if attempts == 1:
+            offset = token_offset(path, entry.layout)
+        except (FileNotFoundError, UserError) as error:
+            is_gone = isinstance(error.__cause__ or error, FileNotFoundError)
+            if attempts == 1 or not is_gone:
                 raise
             return self._map(entry, attempts - 1)
         return np.frombuffer(mapped, self.dtype, entry.tokens, offset)

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 from pathlib import Path
 
+from gpt2_ds.config.errors import user_error
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY, Dataset
 from gpt2_ds.data.durable_file import write_durably
@@ -29,20 +30,34 @@ def open_streamed(remote: RemoteFolder, cache: ShardCache) -> Dataset:
         cache: where its shards go.
 
     Raises:
-        UserError: there is no dataset, or its manifest or tokenizer is damaged.
+        UserError: there is no dataset, its manifest or tokenizer is damaged, or the cache's folder
+            cannot be written.
         RunError: the address could not be read.
     """
     manifest = remote.read(MANIFEST_FILE)
     path = cache.folder / "datasets" / hashlib.sha256(manifest).hexdigest()
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:  # the ranks of a machine come at the same time
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (path / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
-        for name in SMALL_FILES:
-            write_durably(path / name, [remote.read(name)])
-        write_durably(path / MANIFEST_FILE, [manifest])
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / ".lock").open("w") as lock:  # the ranks of a machine come at the same time
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (path / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
+            for name in SMALL_FILES:
+                _write_changed(path / name, remote.read(name))
+            _write_changed(path / MANIFEST_FILE, manifest)
+    except OSError as error:
+        raise user_error(
+            "data.cache_path",
+            f"{path} cannot be written ({error.strerror})",
+            "Name a folder of your own on a local disk.",
+        ) from error
 
     def locate(entry: ShardEntry) -> Path:
         return cache.path(remote, entry)
 
     return Dataset.open_small_files(path, locate, remote.address)
+
+
+def _write_changed(path: Path, content: bytes) -> None:
+    """Leave a file alone that is right: a running job may be copying it into a checkpoint."""
+    if not path.exists() or path.read_bytes() != content:
+        write_durably(path, [content])

@@ -162,9 +162,10 @@ def check_resumable(
     if manifest.data_fingerprint != data_fingerprint:
         raise user_error(
             f"{path}: data_fingerprint",
-            f"this run has read {manifest.data_fingerprint[:12]}, and data.path now holds "
+            f"this run has read {manifest.data_fingerprint[:12]}, and the recipe's data now is "
             f"{data_fingerprint[:12]}",
-            "Point data.path at the dataset of this run, or use another --run-dir.",
+            "Point data.path or data.sources at the data of this run, in its order; or use another "
+            "--run-dir.",
         )
     faults = []
     if manifest.world_size != world_size:

@@ -142,3 +142,13 @@ def test_ranks_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [call() for call in read] == [5, 12, 8, 2]
     monkeypatch.setenv("LOCAL_SIZE", "4")
     assert [call() for call in read] == [5, 12, 4, 3]
+
+
+def test_the_ranks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "6"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert list(launcher.local_ranks()) == [4, 5, 6]  # its own at least
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert list(launcher.local_ranks()) == [4, 5, 6, 7]

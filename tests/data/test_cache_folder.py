@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_ds.data.cache_folder import CacheFolder, Order, file_name
+from gpt2_ds.data.cache_folder import CacheFolder, Order, _victims, file_name
 from gpt2_ds.data.claimed_file import allocate, claimed
 from gpt2_ds.data.manifest import ShardEntry
 from gpt2_ds.data.remote import RemoteFolder
@@ -272,3 +272,12 @@ def test_closing_ends_every_wait(remote: RemoteFolder, tmp_path: Path) -> None:
             files.obtain(remote, entry, tuple)
     assert not files.read_ahead(upcoming(remote, [0]))
     assert present(tmp_path) == set()
+
+
+def test_a_shard_that_comes_twice_is_as_near_as_its_first_use(tmp_path: Path) -> None:
+    remote = RemoteFolder("memory://nowhere")
+    order = [(remote, ENTRIES[number]) for number in (0, 1, 2, 0)]  # two sources have the first
+    (tmp_path / "x").write_bytes(b"x")
+    there = {file_name(ENTRIES[number]): (tmp_path / "x").stat() for number in (0, 1, 2)}
+    found = _victims(there, order, 1, ())
+    assert found == [file_name(ENTRIES[2]), file_name(ENTRIES[1])]

@@ -18,6 +18,8 @@ from gpt2_ds.config.recipe import DataSection, PhaseSection, SourceSection
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.loader import TokenLoader
+from gpt2_ds.data.manifest import Layout, ShardEntry
+from gpt2_ds.data.split import OPEN_ATTEMPTS, Split
 from tests.data.fault_server import FaultServer, serving
 from tests.data.small_dataset import make_dataset
 
@@ -247,3 +249,69 @@ def test_twenty_million_tokens_a_second_behind_ten_milliseconds(
         print(f"{n * 1024 / seconds / 1e6:.0f} Mtok/s, {share:.2f} of the data downloaded")
     assert n * 1024 / seconds > 20e6
     assert share <= 1.25
+
+
+@pytest.mark.parametrize("layout", ["llm.c", "npy"])
+def test_a_shard_deleted_before_it_is_opened_is_asked_for_again(
+    tmp_path: Path, layout: Layout
+) -> None:
+    tokens = np.arange(100, dtype=np.uint16)
+    if layout == "npy":
+        np.save(tmp_path / "kept.npy", tokens)
+    else:
+        (tmp_path / "kept.bin").write_bytes(bytes(1024) + tokens.tobytes())
+    (kept,) = tmp_path.iterdir()
+    asked = []
+
+    def locate(shard: ShardEntry) -> Path:
+        asked.append(shard)
+        return kept if len(asked) == OPEN_ATTEMPTS else tmp_path / "gone"
+
+    shard = ShardEntry(
+        split="train",
+        file="x.bin",
+        layout=layout,
+        tokens=100,
+        documents=0,
+        bytes=0,
+        sha256="0" * 64,
+        block_crc32=(),
+        index_sha256=None,
+    )
+    split = Split("train", [shard], "uint16", locate)
+    assert (split.tokens(0) == tokens).all()
+    with pytest.raises(FileNotFoundError):
+        Split("train", [shard], "uint16", lambda _: tmp_path / "gone").tokens(0)
+
+
+def test_few_shards_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = made(tmp_path / "local", n_shards=3)
+    sources = {n: SourceSection(path=str(local.path), weight=1.0) for n in "abcd"}
+    four = Corpus.open(DataSection(sources=sources, seq_length=T))
+    assert [split.max_open_shards for split in four.samples(1).splits] == [64] * 4
+    with served(tmp_path / "local") as server:
+        streamed = Corpus.open(section(server.address, tmp_path, lanes=12))
+        assert streamed.samples(1).splits[0].max_open_shards == 14
+        monkeypatch.setenv("WORLD_SIZE", "8")  # a rank reads every fourth lane
+        assert streamed.samples(1).splits[0].max_open_shards == 5
+
+
+def test_a_cache_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    made(tmp_path / "local", n_shards=3)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/datasets").write_text("")  # root may write where others may not
+    with served(tmp_path / "local") as server:
+        with pytest.raises(UserError, match=r"data.cache_path: .* cannot be written \(.*Name a f"):
+            Corpus.open(section(server.address, tmp_path))
+
+
+def test_small_files_that_are_right_are_left_alone(tmp_path: Path) -> None:
+    made(tmp_path / "local", n_shards=3)
+    with served(tmp_path / "local") as server:
+        first = Corpus.open(section(server.address, tmp_path)).tokenizer_directory
+        before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+        (first / "ranks.tiktoken").write_bytes(b"damaged")
+        again = Corpus.open(section(server.address, tmp_path)).tokenizer_directory
+    assert again == first
+    same = {path.name for path in first.iterdir() if path.stat().st_mtime_ns == before[path]}
+    assert same == {"tokenizer.json"}

@@ -39,7 +39,10 @@ def test_the_guard_sees_who_tries(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_nothing_connects_after_preparation(gpt2_cache: Path, tmp_path: Path) -> None:
+def test_nothing_connects_after_preparation(
+    gpt2_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_cache))  # to prepare, and not after it
     files = sorted((REPOSITORY / "gpt2_ds").rglob("*.py"))
     prepare(files, tmp_path / "data", load_tokenizer("gpt2"), validation_fraction=0.1)
     environment = bare_environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}

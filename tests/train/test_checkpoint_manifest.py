@@ -236,8 +236,9 @@ def test_another_recipe() -> None:
 
 def test_other_data() -> None:
     assert refusal(lambda: resumable(data_fingerprint="e" * 64, world_size=5)) == (
-        "step: data_fingerprint: this run has read dddddddddddd, and data.path now holds "
-        "eeeeeeeeeeee. Point data.path at the dataset of this run, or use another --run-dir."
+        "step: data_fingerprint: this run has read dddddddddddd, and the recipe's data now is "
+        "eeeeeeeeeeee. Point data.path or data.sources at the data of this run, in its order; or "
+        "use another --run-dir."
     )
 
 

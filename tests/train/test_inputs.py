@@ -152,7 +152,9 @@ def test_another_run_is_in_the_folder(data: Path, tmp_path: Path) -> None:
 def test_the_data_has_changed(data: Path, tmp_path: Path) -> None:
     plan, now = small_plan(data, tmp_path / "run"), Dataset.open(data).fingerprint
     begun(plan, data_fingerprint="0" * 64)
-    assert f"this run has read 000000000000, and data.path now holds {now[:12]}" in refusal(plan)
+    assert f"this run has read 000000000000, and the recipe's data now is {now[:12]}" in refusal(
+        plan
+    )
 
 
 def test_the_same_run_goes_on_and_another_world_size_does_not(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.data.preparation import disk_space, units
+from gpt2_ds.data.preparation import blocks, disk_space, units
 from gpt2_ds.data.preparation.prepare import prepare
 from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
 
@@ -24,25 +24,26 @@ def start(source: Path, out: Path, **keywords: Any) -> None:
 
 
 def test_the_next_shard_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_rows(tmp_path / "a.jsonl", texts(300))
-    shown = iter([10**9] * 5 + [10_000, 10_000])
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 50_000)
+    source = write_rows(tmp_path / "a.jsonl", texts(2000))
+    shown = iter([10**9] * 40 + [10_000, 10_000])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, next(shown)))
     with pytest.raises(RunError) as refused:
         start(source, tmp_path / "out")
     monkeypatch.undo()
     found = re.fullmatch(
         rf"{tmp_path}/.out.partial: the disk is full: about ([0-9,]+) bytes are still to be "
-        r"written, and 10,000 are free. Free some space. Complete shards kept: 5. The same command "
-        "goes on.",
+        r"written, and 10,000 are free. Free some space. Complete shards kept: 40. The same "
+        "command goes on.",
         str(refused.value),
     )
     assert found, str(refused.value)
     start(source, tmp_path / "out")
     start(source, tmp_path / "unbroken")
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
-    sizes = sorted((tmp_path / "out" / "train").glob("*.bin"))[5:]
+    sizes = sorted((tmp_path / "out" / "train").glob("*.bin"))[40:]
     left = sum(path.stat().st_size for path in sizes)
-    assert 0.7 * left < int(found[1].replace(",", "")) < 1.5 * left
+    assert 0.85 * left < int(found[1].replace(",", "")) < 1.3 * left
 
 
 @pytest.mark.parametrize("number", [28, 122])  # no space, and over quota

@@ -120,6 +120,7 @@ def test_other_settings_are_refused(tmp_path: Path, source: Path) -> None:
         {"validation_fraction": 0.3},
         {"document_separator": "%"},
         {"deduplicate": True},
+        {"split": "other"},
     ):
         with pytest.raises(UserError, match=f"--{next(iter(changed)).replace('_', '-')}: begun w"):
             start(tmp_path / "out", source, **changed)
@@ -290,4 +291,5 @@ def test_the_note_comes_after_the_files(
     piece = next(i for i, event in enumerate(events) if event.startswith("unit-"))
     assert events[piece + 1 : piece + 4] == ["pieces", "append", "units.jsonl"]
     assert events.count("units.jsonl") == events.count("append") > 5
+    assert events[-1] == tmp_path.name  # where the dataset has its name
     assert events.index("manifest.json.tmp") > len(events) - 1 - events[::-1].index("append")

@@ -112,12 +112,17 @@ def test_two_processes_are_faster_than_one(tmp_path: Path, corpus: Path, gpt2_ca
 @pytest.mark.benchmark
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_faster_than_a_document_a_task(tmp_path: Path, corpus: Path, gpt2_cache: Path) -> None:
+    """fineweb.py takes half of the cores; with all of them it is measured too."""
+    contestants = ((OURS, 2), (THEIRS, max(1, (os.cpu_count() or 1) // 2)), (THEIRS, 2))
     runs = [
-        [seconds(tmp_path, program, corpus, 2, gpt2_cache) for program in (OURS, THEIRS)]
+        [seconds(tmp_path, program, corpus, n, gpt2_cache) for program, n in contestants]
         for _ in range(3)
     ]
-    ours, theirs = (min(times) for times in zip(*runs, strict=True))
-    print(f"ours {ours:.2f} s, a document a task {theirs:.2f} s: {theirs / ours:.2f}x")
+    ours, theirs, theirs_on_two = (min(times) for times in zip(*runs, strict=True))
+    print(
+        f"ours {ours:.2f} s, fineweb.py's way {theirs:.2f} s: {theirs / ours:.2f}x; with two "
+        f"processes {theirs_on_two:.2f} s: {theirs_on_two / ours:.2f}x"
+    )
     assert theirs / ours >= 1.4
 
 
