@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
+from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.data.claimed_file import claimed
 from gpt2_ds.data.durable_file import sha256_of, sync, write_durably
-from gpt2_ds.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from gpt2_ds.data.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from gpt2_ds.data.remote import RemoteFolder
 from gpt2_ds.data.tokenizer import RANKS_FILE, TOKENIZER_FILE, Tokenizer
 
@@ -48,7 +47,7 @@ def fetch(address: str, out: Path, workers: int = 4) -> None:
     """
     remote = RemoteFolder(address)
     raw = remote.read(MANIFEST_FILE)
-    manifest = _parsed(raw, remote)
+    manifest = parse_manifest(raw, f"{remote.address}/{MANIFEST_FILE}")
     _require_place(out, raw, remote)
     out.mkdir(parents=True, exist_ok=True)
     with claimed(out / LOCK_FILE) as lock:
@@ -66,20 +65,6 @@ def fetch(address: str, out: Path, workers: int = 4) -> None:
         if (out / PARTIAL_FILE).exists():
             (out / PARTIAL_FILE).rename(out / MANIFEST_FILE)
         sync(out)
-
-
-def _parsed(raw: bytes, remote: RemoteFolder) -> Manifest:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / MANIFEST_FILE).write_bytes(raw)
-        try:
-            return read_manifest(Path(folder))
-        except UserError as error:
-            raise UserError(
-                *(
-                    Fault(fault.where.replace(folder, remote.address), fault.what, fault.fix)
-                    for fault in error.faults
-                )
-            ) from error
 
 
 def _pieces(manifest: Manifest) -> list[_Piece]:

@@ -196,11 +196,25 @@ def read_manifest(directory: Path) -> Manifest:
             what,
             f"Make it: python launch/prepare_data.py INPUT ... --out {directory}",
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """The manifest that the bytes of a file are.
+
+    Args:
+        raw: all of the file.
+        path: or address of it, for messages.
+
+    Raises:
+        UserError: it is damaged or not one this version reads.
+    """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise user_error(str(path), f"not JSON ({error})", _RESTORE) from error
+        raise user_error(path, f"not JSON ({error})", _RESTORE) from error
     version = found.get("format") if isinstance(found, dict) else None
+    directory = path.rpartition("/")[0]
     if version != FORMAT:
         raise user_error(
             f"{path}: format",

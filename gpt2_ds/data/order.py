@@ -36,7 +36,12 @@ def epoch_key(seed: int, epoch: int, name: str = "") -> npt.NDArray[np.uint64]:
     >>> hex(epoch_key(seed=1, epoch=0)[0])
     '0xe42d5b90615c1c01'
     """
-    digest = hashlib.sha512(f"gpt2_ds order {seed} {epoch} {name}".rstrip().encode()).digest()
+    return round_keys(f"order {seed} {epoch} {name}".rstrip())
+
+
+def round_keys(words: str) -> npt.NDArray[np.uint64]:
+    """The round keys that some words give: (ROUNDS,) uint64."""
+    digest = hashlib.sha512(f"gpt2_ds {words}".encode()).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 

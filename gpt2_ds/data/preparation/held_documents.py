@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -89,8 +88,9 @@ def chosen_documents(
 
 def shuffle_key(seed: int, unit: int) -> npt.NDArray[np.uint64]:
     """The round keys of the order of one unit's documents: (8,) uint64."""
-    digest = hashlib.sha512(f"gpt2_ds shuffle {seed} {unit}".encode()).digest()
-    return np.frombuffer(digest, "<u8").astype(np.uint64)
+    from gpt2_ds.data.order import round_keys
+
+    return round_keys(f"shuffle {seed} {unit}")
 
 
 def shuffled(tokens: Tokens, lengths: Lengths, seed: int, unit: int) -> tuple[Tokens, Lengths]:
