@@ -232,6 +232,16 @@ class CheckpointSection(Section):
     """Steps between checkpoints; the last step always saves."""
     keep_last: Positive = 2
     """Newest complete checkpoints that are kept."""
+    keep_every_steps: NotNegative = 0
+    """Checkpoints of steps that are a multiple of this are kept for good; 0: none."""
+    keep_best: bool = True
+    """The checkpoint with the lowest validation loss is kept; of those validated at their step."""
+    write_behind: bool = True
+    """Copy the state into memory and write it while training goes on, where memory allows; false:
+    training waits until all is written."""
+    copy_to: Annotated[str, Field(min_length=1)] | None = None
+    """Address of a folder, s3://, gs:// or a path, that gets a copy of each checkpoint; a run whose
+    own folder holds none goes on from there."""
 
 
 class LoggingSection(Section):
@@ -239,6 +249,22 @@ class LoggingSection(Section):
 
     interval_steps: Positive = 10
     """Steps between lines on the terminal, in metrics.jsonl and in TensorBoard."""
+
+
+class HealthSection(Section):
+    """What is watched for while training. Changes no result of a run without faults."""
+
+    timeout_seconds: Positive = 1800
+    """The job ends, naming the rank that hangs, when no step is done for so long. Longer than the
+    slowest single step, and than the first, which may compile."""
+    max_skipped_updates: Positive = 5
+    """An update whose loss or gradient is no finite number is left out; so many in a row end the
+    run."""
+    loss_spike_sigmas: NotNegativeFloat = 8.0
+    """A loss this many standard deviations above the mean of the last 100 steps is written down
+    with its samples; 0: none is."""
+    replica_check_interval_steps: NotNegative = 100
+    """Steps between comparisons of the weights that all ranks should hold alike; 0: never."""
 
 
 class Recipe(Section):
@@ -259,23 +285,4 @@ class Recipe(Section):
     evaluation: EvaluationSection
     checkpoint: CheckpointSection
     logging: LoggingSection = LoggingSection()
-
-
-NOT_IN_FINGERPRINT = (
-    "template",  # memory and speed
-    "batch.micro_batch_size",  # memory and speed
-    "data.path",  # the data's own fingerprint is compared instead
-    "data.sources.*.path",
-    "data.prepare",
-    "data.phases",  # those that have begun are compared: see `fingerprint`
-    "data.cache_path",  # memory and speed
-    "data.cache_gigabytes",
-    "evaluation",  # looks at the weights, and changes none
-    "checkpoint",  # cadence of saving and printing
-    "logging",
-)
-"""Keys and sections in which two recipes of one run may differ: they do not change its result."""
-
-NEUTRAL = {"data.sources": None, "data.lanes": 0}
-"""Keys that came after the first release, with the value that means what no key meant before: so
-that runs begun before go on."""
+    health: HealthSection = HealthSection()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
-from gpt2_ds.config.recipe import NEUTRAL, NOT_IN_FINGERPRINT, AnySchedule, Recipe, Schedule
+from gpt2_ds.config.recipe import AnySchedule, Recipe, Schedule
 from gpt2_ds.config.yaml_document import parse_yaml, read_text
 
 
@@ -251,25 +248,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def result_keys(recipe: Recipe) -> dict[str, object]:
-    """The values that change a run's result, by key path; but for `data.phases`."""
-    patterns = [pattern for key in NOT_IN_FINGERPRINT for pattern in (key, f"{key}.*")]
-    return {
-        key: value
-        for key, value in flatten(recipe.model_dump())
-        if not any(fnmatchcase(key, pattern) for pattern in patterns)
-        and not (key in NEUTRAL and value == NEUTRAL[key])
-    }
-
-
-def fingerprint(recipe: Recipe, tokens_seen: int) -> str:
-    """sha256 over everything in the recipe that changed a run's result up to `tokens_seen`."""
-    keys = result_keys(recipe)
-    if begun := [each for each in recipe.data.phases if each.from_tokens < tokens_seen]:
-        keys["data.phases"] = [phase.model_dump() for phase in begun]
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
 class _PlainDumper(yaml.SafeDumper):

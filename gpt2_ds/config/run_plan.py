@@ -11,8 +11,9 @@ from typing import Any
 from gpt2_ds.config.deepspeed import deepspeed_config
 from gpt2_ds.config.derive import Derived, derive
 from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.fingerprint import result_keys
 from gpt2_ds.config.recipe import Recipe
-from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe, result_keys
+from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_file import check_template, load_template
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank, world_size
-from gpt2_ds.config.recipe_file import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
 from gpt2_ds.train.checkpoint_manifest import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank
-from gpt2_ds.config.recipe_file import fingerprint
 from gpt2_ds.config.run_plan import RunPlan, check_same_run
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.dataset import Dataset

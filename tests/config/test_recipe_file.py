@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2_ds.config.fingerprint import NEUTRAL, NOT_IN_FINGERPRINT, fingerprint, result_keys
 from gpt2_ds.config.recipe import (
-    NEUTRAL,
-    NOT_IN_FINGERPRINT,
     PhaseSection,
     PrepareSection,
     Recipe,
     SourceSection,
 )
-from gpt2_ds.config.recipe_file import dump_recipe, fingerprint, flatten, load_recipe, result_keys
+from gpt2_ds.config.recipe_file import dump_recipe, flatten, load_recipe
 from tests.config.small_recipe import (
     SMALL,
     faults_of,
@@ -325,6 +324,7 @@ def test_what_is_left_out_of_the_fingerprint() -> None:
         "data.cache_gigabytes",
         "evaluation",
         "checkpoint",
+        "health",
         "logging",
     }
     known = {name for key in keys_of_a_recipe() for name in (key, key.partition(".")[0])}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.config.recipe_file import dump_recipe, fingerprint
+from gpt2_ds.config.fingerprint import fingerprint
+from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.preparation.prepare import prepare
