@@ -1,13 +1,16 @@
-.PHONY: check test benchmark
+.PHONY: check test benchmark faults
 
 check: ## format, lint, types, quick tests
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -q -m "not heavy and not benchmark"
+	python -m pytest -q -m "not heavy and not benchmark and not faults"
 
 test: ## everything but the timing bounds
 	python -m pytest
 
 benchmark: ## timing bounds; alone, on a quiet machine
 	python -m pytest -m benchmark
+
+faults: ## the long matrix of kills, signals and damage; most of an hour
+	python -m pytest -m faults -s tests/faults

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpt2_ds.config.recipe import DataSection
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from gpt2_ds.data.corpus import Corpus
@@ -72,3 +74,23 @@ def metrics_of(run_dir: Path, *names: str) -> list[tuple[Any, ...]]:
     return [
         tuple(line[name] for name in names) for line in lines if all(name in line for name in names)
     ]
+
+
+def save_checkpoint(plan: RunPlan, engine: Any, step: int, tokenizer_dir: Path) -> None:
+    """A complete checkpoint of an engine as it is, as a run would save it. Collective."""
+    from gpt2_ds.parallel.agreement import by_rank_0
+    from gpt2_ds.train.checkpoint import Checkpoints, Progress, RunFacts
+    from gpt2_ds.train.run_directory import write_run_files
+
+    by_rank_0(lambda: write_run_files(plan, plan.deepspeed(cpu_adam=False), []))
+    facts = RunFacts(
+        data_fingerprint="",
+        tokenizer_dir=tokenizer_dir,
+        skipped_samples=[],
+        probe=np.zeros((1, 3), dtype=np.int64),
+        probe_loss=lambda: 1.0,
+    )
+    checkpoints = Checkpoints(plan, engine, facts)
+    checkpoints.begin(Progress(step, step * plan.derived.global_batch_size))
+    checkpoints.finish()
+    checkpoints.close()

@@ -115,7 +115,7 @@ def check_template(template: Template, file: str, loaded: LoadedRecipe) -> None:
     """Refuse what DeepSpeed gets wrong in silence for this recipe.
 
     Raises:
-        UserError: 16-bit training at stage 0.
+        UserError: 16-bit training at stage 0; an optimizer that lives in two places.
     """
     dtype = loaded.recipe.precision.dtype
     if template.zero_optimization.stage == 0 and dtype != "fp32":
@@ -125,4 +125,12 @@ def check_template(template: Template, file: str, loaded: LoadedRecipe) -> None:
             f"{file}: zero_optimization.stage",
             f"is 0 with precision.dtype {dtype}: DeepSpeed takes a false Adam step at the start",
             "Use --template ds_configs/zero1.json, which costs nothing more.",
+        )
+    offload = template.zero_optimization.offload_optimizer
+    if offload is not None and offload.ratio < 1.0:
+        # Read in DeepSpeed 0.19.8: the state of the part on the device is never saved.
+        raise user_error(
+            f"{file}: zero_optimization.offload_optimizer.ratio",
+            f"is {offload.ratio}: DeepSpeed leaves the part on the device out of its checkpoints",
+            "Set it to 1.0, or leave it out.",
         )

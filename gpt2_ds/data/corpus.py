@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +99,13 @@ class Corpus:
             if name not in self.remotes:
                 dataset.verify(part, parts)
 
-    def samples(self, seed: int) -> Samples:
-        """The training samples by number, in the order that the seed gives."""
+    def samples(self, seed: int, skipped: Sequence[tuple[int, int]] = ()) -> Samples:
+        """The training samples by number, in the order that the seed gives.
+
+        Args:
+            seed: of the order.
+            skipped: samples left out, (first, one behind the last) of each range.
+        """
         sources, mixture = self.data.sources or {}, None
         if sources:
             phases = [Phase(0, tuple(source.weight for source in sources.values()))]
@@ -122,6 +127,7 @@ class Corpus:
             lanes=self.data.lanes,
             names=tuple(self.datasets),
             mixture=mixture,
+            skipped=skipped,
         )
 
     def follow(self, upcoming: Callable[[], list[tuple[int, ShardEntry]]]) -> None:

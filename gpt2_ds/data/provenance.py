@@ -13,10 +13,13 @@ from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.inspection import Report
 from gpt2_ds.data.order import rank_sample_ids
 from gpt2_ds.data.samples import Samples
+from gpt2_ds.data.skipped import read_skipped
 
 
 def where(*, recipe: Path, step: int, set: Sequence[str] = (), characters: int = 200) -> Report:
     """`step_samples` of a recipe on one device; the order is the same on any number of them.
+
+    What the run in the recipe's run directory leaves out is left out.
 
     Raises:
         UserError: the recipe is wrong; or as `step_samples`.
@@ -38,17 +41,18 @@ def step_samples(plan: RunPlan, step: int, n_characters: int) -> Iterator[str]:
         text.
 
     Raises:
-        UserError: there is no such step, or a dataset is missing or broken.
+        UserError: there is no such step, a dataset is missing or broken, or the run's list of
+            samples left out is.
     """
     if not 1 <= step <= plan.derived.steps:
         raise user_error(
             f"--step {step}", "no step of this run", f"It has steps 1 to {plan.derived.steps}."
         )
     corpus = Corpus.open(plan.recipe.data, plan.loaded.where)
-    samples = corpus.samples(plan.recipe.seed)
+    samples = corpus.samples(plan.recipe.seed, read_skipped(plan.run_dir))
     size = plan.derived.global_batch_size
-    ids = rank_sample_ids((step - 1) * size, size, rank=0, world_size=1)
-    sources, windows = samples.locate(ids)
+    positions = rank_sample_ids((step - 1) * size, size, rank=0, world_size=1)
+    ids, (sources, windows) = samples.skipped.samples(positions), samples.locate(positions)
     eot_token = corpus.tokenizer.eot_token
     for sample, source, window in zip(
         ids.tolist(), sources.tolist(), windows.tolist(), strict=True

@@ -12,6 +12,7 @@ from gpt2_ds.data.lanes import LaneOrder
 from gpt2_ds.data.manifest import ShardEntry
 from gpt2_ds.data.mixture import Mixture, Phase
 from gpt2_ds.data.order import sample_windows
+from gpt2_ds.data.skipped import Skipped
 from gpt2_ds.data.split import Split, Tokens
 
 Array = npt.NDArray[np.int64]
@@ -20,6 +21,9 @@ Array = npt.NDArray[np.int64]
 class Samples:
     """All samples of a run; their order is a pure function of their number.
 
+    Training counts by position: how many it has seen. Where no samples are left out, the sample at
+    position n is number n.
+
     Args:
         splits: the training split of each source.
         seq_length: T, tokens a sequence.
@@ -27,6 +31,7 @@ class Samples:
         lanes: shards of each source read at a time; 0 shuffles over all of them.
         names: of the sources; they take part in the order, so that no two sources share one.
         mixture: which source each sample is from; not needed for one source.
+        skipped: samples left out, (first, one behind the last) of each range.
 
     Raises:
         UserError: a split is too short for one window.
@@ -41,10 +46,12 @@ class Samples:
         lanes: int = 0,
         names: Sequence[str] = ("",),
         mixture: Mixture | None = None,
+        skipped: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.splits, self.seq_length, self.lanes = tuple(splits), seq_length, lanes
         self.names = tuple(names)
         self.mixture = mixture or Mixture([Phase(0, (1.0,))])
+        self.skipped = Skipped(skipped)
         self._seed = seed
         for split in splits:
             require_windows(split, seq_length, at_least=1)
@@ -53,15 +60,26 @@ class Samples:
             for split, name in zip(splits, names, strict=True)
         ]
 
-    def locate(self, sample_ids: Array) -> tuple[Array, Array]:
-        """Where each sample is.
+    def samples_of_step(self, step: int, global_batch_size: int) -> tuple[int, int]:
+        """The numbers of an optimizer step's samples: the first, and one behind the last.
 
         Args:
-            sample_ids: (k,) int64, counted from the start of training.
+            step: 1 is the first.
+            global_batch_size: sequences an optimizer step, all ranks.
+        """
+        end = step * global_batch_size
+        return self.skipped.sample(end - global_batch_size), self.skipped.sample(end - 1) + 1
+
+    def locate(self, positions: Array) -> tuple[Array, Array]:
+        """Where the sample at each position of training is.
+
+        Args:
+            positions: (k,) int64, counted from the start of training.
 
         Returns:
             Source (k,) int64, window of its split (k,) int64.
         """
+        sample_ids = self.skipped.samples(positions)
         if len(self.splits) == 1:
             return np.zeros_like(sample_ids), self._windows(0, sample_ids)
         sources, indices = self.mixture.locate(sample_ids)
@@ -98,15 +116,20 @@ class Samples:
         return out
 
     def tokens_by_source(self, samples_seen: int) -> dict[str, int]:
-        """Tokens of the first samples, by the name of the source; empty for one source."""
+        """Tokens trained on so far, by the name of the source; empty for one source."""
         if len(self.splits) == 1:
             return {}
-        counts = self.mixture.counts(samples_seen).tolist()
-        return {n: count * self.seq_length for n, count in zip(self.names, counts, strict=True)}
+        counts = self.mixture.counts(self.skipped.sample(samples_seen))
+        for first, end in self.skipped.before(samples_seen):
+            counts = counts - self.mixture.counts(end) + self.mixture.counts(first)
+        return {
+            name: count * self.seq_length
+            for name, count in zip(self.names, counts.tolist(), strict=True)
+        }
 
     def weights(self, samples_seen: int) -> list[float]:
         """The weight of each source in the last of the first `samples_seen` samples."""
-        return list(self.mixture.weights(max(0, samples_seen - 1)))
+        return list(self.mixture.weights(self.skipped.sample(max(0, samples_seen - 1))))
 
     def upcoming(
         self, samples_seen: int, end: int, ranks: Iterable[int], world_size: int
@@ -115,7 +138,7 @@ class Samples:
 
         Args:
             samples_seen: by all ranks; from here on.
-            end: samples of the whole run.
+            end: samples that the whole run trains on.
             ranks: those that share what is fetched: of one machine.
             world_size: the number of data-parallel processes.
 
@@ -123,9 +146,13 @@ class Samples:
             (source, shard) of each.
         """
         found: list[tuple[int, int, ShardEntry]] = []
-        seen = self.mixture.counts(samples_seen) if len(self.splits) > 1 else [samples_seen]
+        # A rank's samples move to other lanes where the number of those left out is no multiple.
+        shifts = self.skipped.shifts(samples_seen, end)
+        readers = {rank + shift for rank in ranks for shift in shifts}
+        next_sample, end = self.skipped.sample(samples_seen), self.skipped.sample(end)
+        seen = self.mixture.counts(next_sample) if len(self.splits) > 1 else [next_sample]
         for source, split in enumerate(self.splits):
-            next_uses, shards = self._next_uses(source, int(seen[source]), set(ranks), world_size)
+            next_uses, shards = self._next_uses(source, int(seen[source]), readers, world_size)
             if len(self.splits) > 1:
                 next_uses = self.mixture.sample_of(source, next_uses)
             order = np.argsort(next_uses, kind="stable")
@@ -139,7 +166,10 @@ class Samples:
     def _next_uses(
         self, source: int, index: int, ranks: set[int], world_size: int
     ) -> tuple[Array, Array]:
-        """(sample of the source, shard) of each next use, in this epoch and the next."""
+        """(sample of the source, shard) of each next use, in this epoch and the next.
+
+        `ranks` are any numbers from which the samples go on in steps of the world size.
+        """
         order = self._lane_orders[source]
         if order is None:  # a shuffle over all shards reads every one of them at any time
             used = np.flatnonzero(self.splits[source].shard_windows(self.seq_length))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import platform
 import resource
 import sys
+import threading
 import warnings
+from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 from typing import NoReturn
 
 import deepspeed
 import deepspeed.ops
 import torch
-import torch.distributed
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError
 from gpt2_ds.config.launcher import local_world_size
 from gpt2_ds.config.recipe import Dtype
 
@@ -28,6 +33,7 @@ _ALONE = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
+_LAST_MEETING_SECONDS = 5.0
 
 
 def join(timeout_minutes: float = 30.0) -> torch.device:
@@ -38,6 +44,10 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
 
     Returns:
         This rank's device.
+
+    Raises:
+        RunError: the ranks cannot meet: rank 0's port is taken, rank 0 cannot be reached, or ranks
+            are missing.
     """
     deepspeed_logger.setLevel(logging.WARNING)
     # ZeRO calls these under their old names (DeepSpeed 0.19.8 on torch 2.13).
@@ -51,8 +61,41 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
-    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+    try:
+        deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+    except RuntimeError as error:
+        raise RunError(_why_not_joined(str(error), timeout_minutes)) from error
     return device
+
+
+def _why_not_joined(error: str, timeout_minutes: float) -> str:
+    """What torch's error means for the command that was typed."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    this = f"rank {os.environ['RANK']} on {platform.node()}"
+    if "EADDRINUSE" in error:
+        another = int(port) + 1 if int(port) < 65535 else 29500
+        return (
+            f"--master_port {port}: is in use by another process on {platform.node()}. Give "
+            f"deepspeed another: deepspeed --master_port {another} ..."
+        )
+    if "trying to connect to" in error:
+        return (
+            f"--master_addr {address} --master_port {port}: {this} could not reach rank 0 there "
+            f"for {timeout_minutes:g} minutes. See whether rank 0 lives, and whether a firewall "
+            "is between the machines."
+        )
+    if "waiting for clients" in error:
+        joined = error.rpartition("waiting for clients. ")[2].removesuffix(" clients joined.")
+        return (
+            f"--master_addr {address} --master_port {port}: {this} waited {timeout_minutes:g} "
+            f"minutes for the other ranks; {joined} came. See what those print, and whether each "
+            "machine reaches this one."
+        )
+    return (
+        f"--master_addr {address} --master_port {port}: {this} could not join the others: "
+        f"{error.splitlines()[0] if error else 'no reason was given'}. Between machines, "
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network device to use."
+    )
 
 
 def spare_shm_op() -> None:
@@ -94,17 +137,46 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def host_group() -> dist.ProcessGroup:
+    """All ranks, for small tensors on the CPU. Collective when it is called for the first time."""
+    world = dist.group.WORLD
+    assert world is not None, "join comes first"
+    return world if dist.get_backend() == "gloo" else _gloo_group(world)
+
+
+@cache
+def _gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A gloo group of all ranks of `world`, the default group."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    return group
+
+
 def leave(code: int) -> NoReturn:
-    """End this process with `code`; after a success, once every rank has come here.
+    """End this process with `code`; after a success, or a stop that was asked for, together.
+
+    A launcher that sees one rank end with another code than 0 kills the others: so the ranks wait
+    for each other before, but only a few seconds, because a rank that is gone never comes.
 
     torch aborts now and then at the interpreter's exit after gloo was used (pytorch #190489, seen
     in 2.13): so the process ends without one.
     """
-    if code == 0:
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+    if code in (EXIT_DONE, EXIT_PREEMPTED):
+        if dist.is_initialized():
+            meeting = threading.Thread(target=_meet, daemon=True)
+            meeting.start()
+            meeting.join(_LAST_MEETING_SECONDS)
         atexit._run_exitfuncs()  # what os._exit leaves out: W&B and Comet finish their runs there
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # the terminal may be a broken pipe
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _meet() -> None:
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # each thread has its own
+    with suppress(RuntimeError):  # a rank is gone
+        dist.barrier()
+        dist.destroy_process_group()

@@ -20,7 +20,7 @@ from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.train.run import check_dtype, use_cpu_adam
+from gpt2_ds.train.first_checks import check_dtype, use_cpu_adam
 from gpt2_ds.train.terminal import say
 
 PLAIN_TORCH = "plain torch"

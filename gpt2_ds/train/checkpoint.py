@@ -1,34 +1,45 @@
-"""Save and load a run: a step directory is complete, or it is not there."""
+"""Save a run, behind the steps that follow: a step directory is complete, or it is not there."""
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
+import torch.distributed
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.fingerprint import fingerprint
-from gpt2_ds.config.launcher import rank, world_size
+from gpt2_ds.config.launcher import local_world_size, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
+from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered
+from gpt2_ds.parallel.captured_state import bytes_of, catch_state, copy_state
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
     FileRecord,
     complete_checkpoints,
-    damaged_files,
     hash_file,
+    seal,
     step_name,
 )
-from gpt2_ds.train.run_directory import (
-    package_versions,
-    write_text,
-)
-from gpt2_ds.train.terminal import say
+from gpt2_ds.train.probe import PROBE_FILE
+from gpt2_ds.train.remote_checkpoints import Uploader
+from gpt2_ds.train.retention import to_delete, validation_losses
+from gpt2_ds.train.run_directory import RUN_FILES, package_versions, write_text
+
+_MEMORY_SHARE = 0.8  # of what is free; the rest is for the steps that go on
 
 
 @dataclass(frozen=True)
@@ -38,37 +49,165 @@ class Progress:
     Args:
         step: optimizer steps done.
         samples_seen: training sequences consumed.
+        skipped_updates: steps whose update was left out.
     """
 
     step: int
     samples_seen: int
+    skipped_updates: int = 0
 
 
-def save_checkpoint(
-    plan: RunPlan, engine: Any, progress: Progress, *, data_fingerprint: str, tokenizer_dir: Path
-) -> Path:
-    """Write everything that going on bit-equal needs. Collective.
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says of its run besides the engine's state.
 
-    All ranks write under a temporary name; each file is hashed and fsynced; the manifest comes
-    last, then one rename. Older checkpoints go only after that.
-
-    Returns:
-        The step directory.
+    Args:
+        data_fingerprint: of the corpus.
+        tokenizer_dir: copied into the checkpoint.
+        skipped_samples: ranges left out of the training order.
+        probe: tokens whose loss is saved.
+        probe_loss: gives their loss now; collective.
+        uploader: sends complete checkpoints on; rank 0's, where `checkpoint.copy_to` is set.
     """
-    checkpoints = plan.run_dir / "checkpoints"
-    name = step_name(progress.step)
-    final, partial = checkpoints / name, checkpoints / f"{name}.tmp"
-    if rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(checkpoints), tag=partial.name, save_latest=False)
-    torch.save(_random_states(), partial / f"random_rank_{rank():05d}.pt")
-    if rank() == 0:
-        shutil.copytree(tokenizer_dir, partial / "tokenizer")
-    dist.barrier()
-    files = _hash_all(partial)
-    if rank() == 0:
+
+    data_fingerprint: str
+    tokenizer_dir: Path
+    skipped_samples: list[tuple[int, int]]
+    probe: np.ndarray[Any, Any]
+    probe_loss: Callable[[], float]
+    uploader: Uploader | None = None
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A checkpoint on its way to the disk."""
+
+    progress: Progress
+    partial: Path
+    probe_loss: float
+    records: Future[dict[str, FileRecord]]
+
+
+class Checkpoints:
+    """Saves a run, one checkpoint at a time.
+
+    `begin` copies the state and returns; a thread writes it while training goes on. All ranks agree
+    at each step whether all have written, and then commit: the manifest, one rename. Every method
+    but `written` is collective.
+
+    Args:
+        plan: the run.
+        engine: whose state is saved.
+        facts: of the run.
+        while_waiting: called at least once a second while nothing else happens.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        engine: Any,
+        facts: RunFacts,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._plan, self._engine, self._facts = plan, engine, facts
+        self._folder = plan.run_dir / "checkpoints"
+        self._while_waiting = while_waiting
+        self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
+        self._writing: _Writing | None = None
+        self.last_saved: int | None = None  # the step of the newest commit of this process
+        self.stall_seconds = 0.0  # training stood still for it, in all
+
+    @property
+    def written(self) -> bool:
+        """This rank's part of the pending checkpoint is on the disk, or could not be written."""
+        return self._writing is not None and self._writing.records.done()
+
+    def begin(self, progress: Progress) -> None:
+        """Save what the run is now; waits first for a checkpoint that is still being written.
+
+        Raises:
+            RunError: the checkpoint before could not be written, this one cannot be begun, or the
+                weights are no numbers any more.
+        """
+        self.finish()
+        began = time.perf_counter()
+        partial = self._folder / f"{step_name(progress.step)}.tmp"
+
+        def fresh_folder() -> None:
+            remove_partial(self._folder)
+            partial.mkdir(parents=True)
+
+        probe_loss = self._facts.probe_loss()
+        if not math.isfinite(probe_loss):
+            raise RunError(
+                f"{self._plan.run_dir}: after step {progress.step} the loss of the probe batch is "
+                f"{probe_loss}: these weights are lost, and are not saved. The last checkpoint is "
+                "untouched; lower optimizer.lr, or look at the samples of the last steps."
+            )
+        by_rank_0(fresh_folder)
+        behind = self._plan.recipe.checkpoint.write_behind
+        work: list[Callable[[], list[Path]]] = []
+
+        def keep(state: Any, path: Path) -> None:
+            if behind and bytes_of(state) * local_world_size() < _MEMORY_SHARE * free_memory():
+                copied = copy_state(state)
+                work.append(lambda: _saved(copied, path))
+            else:
+                work.append(_done_now(lambda: _saved(state, path)))
+
+        catch_state(self._engine, partial, keep)
+        random = copy_state(_random_states())
+        work.append(lambda: _saved(random, partial / f"random_rank_{rank():05d}.pt"))
+        if rank() == 0:
+            work.append(lambda: self._small_files(partial))
+        records = self._thread.submit(_write, partial, work)
+        self._writing = _Writing(progress, partial, probe_loss, records)
+        if not behind:
+            self.finish()
+        self.stall_seconds += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Wait until the pending checkpoint is complete; nothing when there is none.
+
+        Raises:
+            RunError: a rank could not write its part. What was there before is untouched.
+        """
+        if self._writing is None:
+            return
+        while not wait_for([self._writing.records], timeout=1.0).done:
+            self._while_waiting()
+        self.commit()
+
+    def commit(self) -> None:
+        """Make the pending checkpoint the newest; every rank has `written` it.
+
+        Raises:
+            RunError: as `finish`.
+        """
+        writing = self._writing
+        assert writing is not None
+        self._writing = None
+        error = writing.records.exception()
+        all_agree(_trouble(error, writing.partial) if error else None)
+        mine = writing.records.result()
+        files = {name: record for part in gathered(mine) for name, record in part.items()}
+        by_rank_0(lambda: self._complete(writing, files))
+        self.last_saved = writing.progress.step
+
+    def close(self) -> None:
+        """End the thread; a checkpoint that is not committed stays without a manifest."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _small_files(self, partial: Path) -> list[Path]:
+        shutil.copytree(self._facts.tokenizer_dir, partial / "tokenizer")
+        for name in RUN_FILES:
+            shutil.copyfile(self._plan.run_dir / name, partial / name)
+        np.save(partial / PROBE_FILE, self._facts.probe)
+        # With those that DeepSpeed put there itself: its recovery script.
+        return [p for p in partial.rglob("*") if p.is_file() and p.suffix != ".pt"]
+
+    def _complete(self, writing: _Writing, files: dict[str, FileRecord]) -> None:
+        plan, progress = self._plan, writing.progress
         tokens_seen = progress.samples_seen * plan.recipe.data.seq_length
         manifest = CheckpointManifest(
             step=progress.step,
@@ -78,18 +217,75 @@ def save_checkpoint(
             zero_stage=plan.template.zero_optimization.stage,
             dtype=plan.recipe.precision.dtype,
             recipe_fingerprint=fingerprint(plan.recipe, tokens_seen),
-            data_fingerprint=data_fingerprint,
+            data_fingerprint=self._facts.data_fingerprint,
             versions=package_versions(),
             files=files,
+            layout=layout_of(plan, self._engine),
+            probe_loss=writing.probe_loss,
+            skipped_samples=self._facts.skipped_samples,
+            skipped_updates=progress.skipped_updates,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_text(partial / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)  # only an unfinished or damaged one can be there
-        partial.rename(final)
-        sync(checkpoints)
-        write_text(checkpoints / "latest", name)  # for DeepSpeed's own tools
-        _prune(plan)
-    dist.barrier()
-    return final
+        write_text(writing.partial / MANIFEST, seal(manifest))
+        final = self._folder / step_name(progress.step)
+        put_aside(final)  # only an unfinished or damaged one can be there
+        writing.partial.rename(final)
+        sync(self._folder)
+        write_text(self._folder / "latest", final.name)  # for DeepSpeed's own tools
+        kept = self._prune()
+        if self._facts.uploader is not None:
+            self._facts.uploader.submit(final, kept)
+
+    def _prune(self) -> set[int]:
+        """Delete what the recipe does not keep; the steps that are left."""
+        complete = {found.step: path for path, found in complete_checkpoints(self._plan.run_dir)}
+        losses = validation_losses(self._plan.run_dir)
+        uploading = self._facts.uploader.busy if self._facts.uploader else None
+        gone = set(to_delete(sorted(complete, reverse=True), self._plan.recipe.checkpoint, losses))
+        for step in gone:
+            if complete[step] != uploading:
+                shutil.rmtree(complete[step])
+        return set(complete) - gone
+
+
+def remove_partial(checkpoints: Path) -> None:
+    """Delete what a killed job left unfinished."""
+    for partial in checkpoints.glob("step_????????.tmp"):
+        shutil.rmtree(partial)
+
+
+def put_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, if it is there: it must not count any more."""
+    if not folder.is_symlink() and not folder.exists():
+        return
+    names = (f"{folder.name}.damaged{number}" for number in ("", *range(2, 1000)))
+    free = next(name for name in names if not (folder.parent / name).exists())
+    folder.rename(folder.parent / free)
+
+
+def layout_of(plan: RunPlan, engine: Any) -> str:
+    """How DeepSpeed cuts the state into files: equal text, equal cuts."""
+    parts = {
+        "world_size": world_size(),
+        "zero_optimization": plan.template.zero_optimization.model_dump(exclude_none=True),
+        "dtype": plan.recipe.precision.dtype,
+        "optimizers": [type(engine.optimizer).__name__, type(engine.basic_optimizer).__name__],
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def free_memory() -> int:
+    """Bytes of host memory that can be taken: of the machine, or of the container if fewer."""
+    with Path("/proc/meminfo").open(encoding="ascii") as lines:
+        free = (
+            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        )
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
 def _random_states() -> dict[str, torch.Tensor]:
@@ -99,72 +295,38 @@ def _random_states() -> dict[str, torch.Tensor]:
     return states
 
 
-def _hash_all(folder: Path) -> dict[str, FileRecord]:
-    """Hash and fsync every file, shared among the ranks. Collective."""
-    names = _of_rank_0(sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
-    mine = {}
-    for name in names[rank() :: world_size()]:
-        sync(folder / name)
-        mine[name] = hash_file(folder / name)
-    parts: list[dict[str, FileRecord]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(parts, mine)
-    return {name: record for part in parts for name, record in part.items()}
+def _saved(state: Any, path: Path) -> list[Path]:
+    torch.save(state, path)
+    return [path]
 
 
-def _prune(plan: RunPlan) -> None:
-    """Keep the newest complete checkpoints."""
-    for path, _ in complete_checkpoints(plan.run_dir)[plan.recipe.checkpoint.keep_last :]:
-        shutil.rmtree(path)
+def _done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
+    """The result of `work`, taken at once; its failure comes when it is asked for."""
+    now: Future[list[Path]] = Future()
+    try:
+        now.set_result(work())
+    except Exception as error:
+        # Raised here it would leave the other ranks waiting inside DeepSpeed.
+        now.set_exception(error)
+    return now.result
 
 
-def load_newest(plan: RunPlan, engine: Any) -> Progress:
-    """Put the engine and the random states where the newest undamaged checkpoint left them.
-
-    Collective. A damaged checkpoint is named, and the one before it taken.
-
-    Raises:
-        RunError: there are complete checkpoints and all are damaged.
-    """
-    complete = _of_rank_0(complete_checkpoints(plan.run_dir))
-    passed_over: list[Path] = []
-    for path, manifest in complete:
-        damaged = _agree(damaged_files(path, manifest, part=rank(), parts=world_size()))
-        if damaged:
-            say(f"warning: {path / damaged[0]}: not what was saved; going back one checkpoint")
-            passed_over.append(path)
-            continue
-        loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
-        if loaded is None:
-            raise RunError(f"{path}: DeepSpeed could not load it. Restore a copy of it.")
-        # Plain tensors: nothing in the file is executed.
-        states = torch.load(path / f"random_rank_{rank():05d}.pt", weights_only=True)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-        if rank() == 0:
-            for newer in passed_over:  # out of the way: it must not count as the newest again
-                newer.rename(newer.with_name(f"{newer.name}.damaged"))
-        return Progress(manifest.step, manifest.samples_seen)
-    if complete:
-        raise RunError(
-            f"{plan.run_dir / 'checkpoints'}: all {len(complete)} checkpoints are damaged. Restore "
-            "a copy, or remove them to begin at step 0."
-        )
-    return Progress(0, 0)
+def _write(partial: Path, work: list[Callable[[], list[Path]]]) -> dict[str, FileRecord]:
+    """Write, fsync and hash this rank's files; the copies in memory go as they are written."""
+    records = {}
+    while work:
+        for path in work.pop(0)():
+            sync(path)
+            records[str(path.relative_to(partial))] = hash_file(path)
+    return records
 
 
-Listing = TypeVar("Listing")
-
-
-def _of_rank_0(listing: Listing) -> Listing:
-    """What rank 0 sees in a folder: others may see it later on a network disk. Collective."""
-    box = [listing]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _agree(damaged: list[str]) -> list[str]:
-    """The damaged files that any rank found. Collective."""
-    found: list[list[str]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(found, damaged)
-    return [name for part in found for name in part]
+def _trouble(error: BaseException, partial: Path) -> str:
+    if isinstance(error, OSError):
+        return file_trouble(error)
+    free = shutil.disk_usage(partial.parent).free
+    return (
+        f"{partial}: could not be written: {str(error).splitlines()[0]} ({free:,} bytes are free "
+        "there). The checkpoints before it are untouched. Mend it, then give the same command "
+        "again."
+    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gpt2_ds.config.errors import UserError, user_error
+from gpt2_ds.config.errors import user_error
 from gpt2_ds.data.durable_file import sha256_of
 
 MANIFEST = "manifest.json"
+
+_NOT_SEALED = '"sha256": ""'  # the manifest's own; no file's is empty
 
 
 class FileRecord(BaseModel):
@@ -36,6 +39,12 @@ class CheckpointManifest(BaseModel):
         data_fingerprint: of the dataset.
         versions: of torch, deepspeed and this project.
         files: path relative to the step directory to size and hash.
+        layout: how DeepSpeed's files are cut; only a job with an equal text loads them as they are.
+        probe_loss: nats per token of the stored probe batch, as the saved model gave it.
+        skipped_samples: ranges [first, end) of samples that were left out on request.
+        skipped_updates: updates left out since the start, their loss or gradient being no number.
+        created: when, UTC, ISO 8601.
+        sha256: of the text of the manifest with this field empty; empty in old ones.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -49,6 +58,19 @@ class CheckpointManifest(BaseModel):
     data_fingerprint: str
     versions: dict[str, str]
     files: dict[str, FileRecord]
+    layout: str = ""
+    probe_loss: float | None = None
+    skipped_samples: list[tuple[int, int]] = []
+    skipped_updates: int = 0
+    created: str = ""
+    sha256: str = ""
+
+
+def seal(manifest: CheckpointManifest) -> str:
+    """The text of `manifest.json`, protected by a hash over every byte of it."""
+    text = manifest.model_copy(update={"sha256": ""}).model_dump_json(indent=2) + "\n"
+    before, mark, after = text.rpartition(_NOT_SEALED)
+    return f'{before}{mark[:-1]}{hashlib.sha256(text.encode()).hexdigest()}"{after}'
 
 
 def step_name(step: int) -> str:
@@ -66,17 +88,33 @@ def hash_file(path: Path) -> FileRecord:
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest | None:
-    """The manifest of a step directory; None when it is missing or damaged."""
+    """The manifest of a step directory; None when it is missing or damaged, or a link."""
+    path = checkpoint / MANIFEST
     try:
-        return CheckpointManifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
-    except (OSError, ValidationError, json.JSONDecodeError):
+        if checkpoint.is_symlink() or path.is_symlink() or not path.is_file():
+            return None
+        return parse_manifest(path.read_bytes())
+    except OSError:
         return None
+
+
+def parse_manifest(raw: bytes) -> CheckpointManifest | None:
+    """The manifest that all bytes of a file are; None when they are damaged."""
+    try:
+        manifest = CheckpointManifest.model_validate_json(raw)
+    except ValidationError:
+        return None
+    sealed = f'{_NOT_SEALED[:-1]}{manifest.sha256}"'.encode()
+    hashed = hashlib.sha256(raw.replace(sealed, _NOT_SEALED.encode())).hexdigest()
+    return manifest if manifest.sha256 in ("", hashed) else None
 
 
 def damaged_files(
     checkpoint: Path, manifest: CheckpointManifest, *, part: int = 0, parts: int = 1
 ) -> list[str]:
-    """Files of this part whose size or hash is not what the manifest says.
+    """Files of this part that cannot be read or are not what the manifest says.
+
+    A name that leads out of the step directory is damage, whatever is there.
 
     Args:
         checkpoint: the step directory.
@@ -84,23 +122,76 @@ def damaged_files(
         part: this rank, of `parts` that share the work.
         parts: ranks.
     """
-    damaged = []
-    for name in sorted(manifest.files)[part::parts]:
-        path, expected = checkpoint / name, manifest.files[name]
-        inside = path.resolve().is_relative_to(checkpoint.resolve())
-        if not inside or not path.is_file() or hash_file(path) != expected:
-            damaged.append(name)
-    return damaged
+    names = sorted(manifest.files)[part::parts]
+    return [name for name in names if not is_whole(checkpoint, name, manifest.files[name])]
+
+
+def is_inside(checkpoint: Path, name: str) -> bool:
+    """Whether a name in a manifest stays in the step directory, links followed."""
+    try:
+        inside = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long; no name of a file; a loop of links
+        return False
+    return inside and ".." not in PurePosixPath(name).parts
+
+
+def is_whole(checkpoint: Path, name: str, expected: FileRecord) -> bool:
+    """Whether one file of a step directory can be read and is what its manifest says."""
+    path = checkpoint / name
+    try:
+        return (
+            is_inside(checkpoint, name)
+            and path.is_file()
+            and path.stat().st_size == expected.bytes  # spares hashing what was cut off
+            and hash_file(path) == expected
+        )
+    except OSError:
+        return False
+
+
+def step_folders(run_dir: Path) -> list[tuple[Path, CheckpointManifest | None]]:
+    """All that bears the name of a checkpoint, newest first, each with its manifest.
+
+    None in place of a manifest: it is missing or damaged, or of another step, or the folder is a
+    link. Hashes of files are not compared here.
+    """
+    found: dict[int, tuple[Path, CheckpointManifest | None]] = {}
+    for path in (run_dir / "checkpoints").glob("step_*"):
+        digits = re.fullmatch("step_([0-9]{8,})", path.name)
+        if digits is None or path.name != step_name(step := int(digits[1])):
+            continue
+        manifest = read_manifest(path)
+        found[step] = path, manifest if manifest is None or manifest.step == step else None
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
 def complete_checkpoints(run_dir: Path) -> list[tuple[Path, CheckpointManifest]]:
     """Step directories that were finished, newest first. Hashes are not compared here."""
-    found = []
-    for path in sorted((run_dir / "checkpoints").glob("step_????????"), reverse=True):
-        manifest = read_manifest(path)
-        if manifest is not None and path.name == step_name(manifest.step):
-            found.append((path, manifest))
-    return found
+    return [(path, manifest) for path, manifest in step_folders(run_dir) if manifest is not None]
+
+
+def asked_folders(run_dir: Path, step: int | None) -> list[tuple[Path, CheckpointManifest | None]]:
+    """The `step_folders`: all of them, or that of `step`.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = step_folders(run_dir)
+    if not folders:
+        raise user_error(
+            f"--run {run_dir}",
+            "holds no complete checkpoint",
+            "Train first: deepspeed launch/train.py --recipe recipes/quickstart.yaml.",
+        )
+    if step is None:
+        return folders
+    asked = [pair for pair in folders if pair[0].name == step_name(step)]
+    if not asked:
+        steps = ", ".join(str(manifest.step) for _, manifest in folders if manifest is not None)
+        raise user_error(
+            f"--step {step}", "no checkpoint of this step", f"There are: {steps or 'none'}."
+        )
+    return asked
 
 
 def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, CheckpointManifest]:
@@ -109,18 +200,9 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
     Raises:
         UserError: there is none, or the asked one is missing or damaged.
     """
-    complete = complete_checkpoints(run_dir)
-    if not complete:
-        raise user_error(
-            f"--run {run_dir}",
-            "holds no complete checkpoint",
-            "Train first: deepspeed launch/train.py --recipe recipes/quickstart.yaml.",
-        )
-    if step is not None:
-        complete = [pair for pair in complete if pair[1].step == step] or _no_such(complete, step)
-    for path, manifest in complete:
-        damaged = damaged_files(path, manifest)
-        if not damaged:
+    for path, manifest in asked_folders(run_dir, step):
+        damaged = [MANIFEST] if manifest is None else damaged_files(path, manifest)
+        if manifest is not None and not damaged:
             return path, manifest
         print(
             f"warning: {path / damaged[0]}: damaged; this checkpoint is left out", file=sys.stderr
@@ -130,27 +212,18 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
     raise user_error(f"--run {run_dir}", "every checkpoint is damaged", "Restore a copy.")
 
 
-def _no_such(
-    complete: list[tuple[Path, CheckpointManifest]], step: int
-) -> list[tuple[Path, CheckpointManifest]]:
-    steps = ", ".join(str(manifest.step) for _, manifest in complete)
-    raise user_error(f"--step {step}", "no checkpoint of this step", f"There are: {steps}.")
-
-
 def check_resumable(
     path: Path,
     manifest: CheckpointManifest,
     *,
-    world_size: int,
-    zero_stage: int,
     dtype: str,
     recipe_fingerprint: str,
     data_fingerprint: str,
 ) -> None:
-    """Refuse to go on from a checkpoint in a form that DeepSpeed cannot load.
+    """Refuse to go on from the checkpoint of another run. Ranks and ZeRO stage may change.
 
     Raises:
-        UserError: another world size, ZeRO stage, number format, recipe or dataset.
+        UserError: another number format, recipe or dataset.
     """
     if manifest.recipe_fingerprint != recipe_fingerprint or manifest.dtype != dtype:
         raise user_error(
@@ -167,22 +240,3 @@ def check_resumable(
             "Point data.path or data.sources at the data of this run, in its order; or use another "
             "--run-dir.",
         )
-    faults = []
-    if manifest.world_size != world_size:
-        faults.append(
-            user_error(
-                f"{path}: world_size",
-                f"written by {manifest.world_size} ranks, and this job has {world_size}",
-                f"Start it with {manifest.world_size} ranks.",
-            )
-        )
-    if manifest.zero_stage != zero_stage:
-        faults.append(
-            user_error(
-                f"{path}: zero_stage",
-                f"written at stage {manifest.zero_stage}, and the template has {zero_stage}",
-                f"Use a --template of stage {manifest.zero_stage}.",
-            )
-        )
-    if faults:
-        raise UserError(*(fault for error in faults for fault in error.faults))

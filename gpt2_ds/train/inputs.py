@@ -42,8 +42,6 @@ def open_inputs(plan: RunPlan) -> Corpus:
         check_resumable(
             path,
             manifest,
-            world_size=plan.derived.world_size,
-            zero_stage=plan.template.zero_optimization.stage,
             dtype=recipe.precision.dtype,
             recipe_fingerprint=fingerprint(recipe, manifest.tokens_seen),
             data_fingerprint=corpus.fingerprint,

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.evaluation.loss import window_loss
-from gpt2_ds.parallel.engine import reduced_gradient_norm, set_learning_rate
-from gpt2_ds.train.checkpoint import Progress, save_checkpoint
+from gpt2_ds.parallel.agreement import totals
+from gpt2_ds.parallel.engine import set_learning_rate
+from gpt2_ds.parallel.update import Update, apply_update
+from gpt2_ds.train.checkpoint import Checkpoints, Progress
+from gpt2_ds.train.health import Health
 from gpt2_ds.train.metrics import Metrics
 from gpt2_ds.train.schedule import learning_rate
-from gpt2_ds.train.validation import show_sample, validate
+from gpt2_ds.train.validation import StoppedEarly, show_sample, validate
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Run:
         engine: DeepSpeed's, around the model.
         loader: this rank's micro-batches, from the first one not yet seen.
         metrics: where numbers go.
+        checkpoints: where the state goes.
+        health: what is watched for: a request to stop, ranks that hang, numbers that are none.
         device: of this rank.
         document_eot: the token that begins a document, when attention stays inside documents.
     """
@@ -40,56 +48,128 @@ class Run:
     engine: Any
     loader: TokenLoader
     metrics: Metrics
+    checkpoints: Checkpoints
+    health: Health
     device: torch.device
     document_eot: int | None
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step gave; the same on every rank.
+
+    Args:
+        loss: nats per token, mean over the global batch; nan where some part of it was no number.
+        learning_rate: of the update.
+        update: whether it was taken, and the gradient norm.
+        stop: some rank was asked to stop.
+    """
+
+    loss: float
+    learning_rate: float
+    update: Update
+    stop: bool
+
+
 def train_steps(run: Run, start: Progress) -> Progress:
-    """Take every step from `start` to the plan's last one; validate, log and save on the way."""
-    plan, recipe, engine, metrics = run.plan, run.plan.recipe, run.engine, run.metrics
-    accumulation = plan.derived.gradient_accumulation_steps
-    progress = start
-    while progress.step < plan.last_step:
-        samples_seen = progress.samples_seen + plan.derived.global_batch_size
-        progress = Progress(progress.step + 1, samples_seen)
-        step, last = progress.step, progress.step == plan.last_step
-        save_due = last or step % recipe.checkpoint.interval_steps == 0
-        evaluation_due = last or step % recipe.evaluation.interval_steps == 0
-        # Logging waits for the device, so no step is timed as a part of what comes after it; and it
-        # looks at the loss: once it is no number, nothing is saved any more.
-        log_due = save_due or evaluation_due or step % recipe.logging.interval_steps == 0
-        log_due |= step == start.step + 1  # which compiles and fills caches
+    """Take every step from `start` to the plan's last one, or until some rank is asked to stop.
 
-        rate = learning_rate(
-            recipe.schedule, recipe.optimizer.lr, samples_seen * recipe.data.seq_length
-        )
-        set_learning_rate(engine, rate)
-        step_loss, norm = torch.zeros((), device=run.device), None
-        for micro_step in range(accumulation):
-            with metrics.waiting_for_data():
-                tokens = next(run.loader)  # (B, T + 1)
-            tokens = tokens.to(run.device, non_blocking=True)
-            loss = window_loss(engine, tokens, document_eot=run.document_eot)
-            engine.backward(loss)  # divides by the accumulation steps itself
-            step_loss += loss.detach() / accumulation
-            if log_due and micro_step == accumulation - 1:
-                norm = reduced_gradient_norm(engine)
-            engine.step()  # updates the weights in the last micro-step only
+    Validates, logs and saves on the way; what it returns is saved.
+    """
+    plan, recipe, metrics = run.plan, run.plan.recipe, run.metrics
+    progress, stop = start, False
+    if evaluation_owed(plan, metrics, start.step):
+        stop = evaluate(run, start)
+    while progress.step < plan.last_step and not stop:
+        step = progress.step + 1
+        taken = take_step(run, progress)
+        skipped = progress.skipped_updates + taken.update.faulty
+        progress = Progress(step, step * plan.derived.global_batch_size, skipped)
         metrics.step_done()
+        stop = taken.stop
 
+        save_due = stop or step == plan.last_step or step % recipe.checkpoint.interval_steps == 0
+        evaluate_now = evaluation_due(plan, step) and not stop
+        log_due = save_due or evaluate_now or step % recipe.logging.interval_steps == 0
+        log_due |= step == start.step + 1  # which compiles and fills caches
         if log_due:
-            sources = run.samples.tokens_by_source(samples_seen)
-            metrics.log_step(step, step_loss, rate, norm, sources)
+            sources = run.samples.tokens_by_source(progress.samples_seen)
+            norm = taken.update.gradient_norm
+            metrics.log_step(step, taken.loss, taken.learning_rate, norm, sources, skipped)
         with metrics.aside():
+            run.health.look_at(step, taken.loss, taken.update, run.checkpoints)
             if save_due:
-                save_checkpoint(
-                    plan,
-                    engine,
-                    progress,
-                    data_fingerprint=run.corpus.fingerprint,
-                    tokenizer_dir=run.corpus.tokenizer_directory,
-                )
-            if evaluation_due:
-                metrics.log_validation(step, validate(run), run.samples.weights(samples_seen))
-                show_sample(run, step)
+                run.checkpoints.begin(progress)
+            if evaluate_now:
+                stop = evaluate(run, progress)
+    run.checkpoints.finish()
     return progress
+
+
+def take_step(run: Run, done: Progress) -> Step:
+    """One optimizer step: micro-steps, an agreement of all ranks, the update."""
+    recipe, engine, health = run.plan.recipe, run.engine, run.health
+    accumulation = run.plan.derived.gradient_accumulation_steps
+    step, samples_seen = done.step + 1, done.samples_seen + run.plan.derived.global_batch_size
+    rate = learning_rate(
+        recipe.schedule, recipe.optimizer.lr, samples_seen * recipe.data.seq_length
+    )
+    set_learning_rate(engine, rate)
+    step_loss, own_seconds = torch.zeros((), device=run.device), 0.0
+    for micro_step in range(accumulation):
+        health.mark(step, "reading data")
+        began = time.perf_counter()
+        with run.metrics.waiting_for_data():
+            tokens = next(run.loader)  # (B, T + 1)
+        health.mark(step, "computing")
+        tokens = tokens.to(run.device, non_blocking=True)
+        loss = window_loss(engine, tokens, document_eot=run.document_eot)
+        own_seconds += time.perf_counter() - began
+        engine.backward(loss)  # divides by the accumulation steps itself
+        step_loss += loss.detach() / accumulation
+        if micro_step < accumulation - 1:
+            engine.step()  # counts the micro-step
+    # Waits for the forward, while the device goes on with the backward.
+    own_loss = float(step_loss)
+    health.mark(step, "agreeing")
+    broken, stop, written, loss_sum = totals(
+        [
+            not math.isfinite(own_loss),
+            health.stop_asked,
+            run.checkpoints.written,
+            own_loss if math.isfinite(own_loss) else 0.0,
+        ]
+    )
+    health.before_update(step)
+    update = apply_update(engine, leave_out=broken > 0)
+    health.after_step(step, own_seconds)
+    if written == world_size():
+        run.checkpoints.commit()
+    return Step(math.nan if broken else loss_sum / world_size(), rate, update, stop > 0)
+
+
+def evaluation_due(plan: RunPlan, step: int) -> bool:
+    """Whether a step is followed by a validation."""
+    return (
+        step == plan.derived.steps
+        or step == plan.last_step
+        or (step % plan.recipe.evaluation.interval_steps == 0)
+    )
+
+
+def evaluation_owed(plan: RunPlan, metrics: Metrics, step: int) -> bool:
+    """Whether the job before saved this step and ended before it had validated."""
+    return step > 0 and evaluation_due(plan, step) and not metrics.validated(step)
+
+
+def evaluate(run: Run, progress: Progress) -> bool:
+    """Validate and show a sample; False, or True when some rank was asked to stop meanwhile."""
+    try:
+        losses = validate(run, progress.step)
+    except StoppedEarly:
+        return True
+    weights = run.samples.weights(progress.samples_seen)
+    run.metrics.log_validation(progress.step, losses, weights)
+    if all(map(math.isfinite, losses.values())):  # nothing can be drawn from weights without one
+        show_sample(run, progress.step)
+    return False

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
 
-from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.parallel.agreement import by_rank_0
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale
-from gpt2_ds.parallel.process_group import device_title, peak_memory_bytes
+from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
 from gpt2_ds.train.run_directory import write_text
 from gpt2_ds.train.terminal import say
@@ -32,10 +31,9 @@ class Metrics:
     Args:
         plan: the run.
         engine: whose monitors are written to.
-        first_step: steps already done by an earlier process.
     """
 
-    def __init__(self, plan: RunPlan, engine: Any, first_step: int) -> None:
+    def __init__(self, plan: RunPlan, engine: Any) -> None:
         recipe, derived = plan.recipe, plan.derived
         self._plan, self._engine = plan, engine
         self._batch_tokens = recipe.batch.global_batch_tokens
@@ -48,8 +46,27 @@ class Metrics:
         self._path = plan.run_dir / "metrics.jsonl"
         self._steps, self._wait, self._aside = 0, 0.0, 0.0
         self._since = time.perf_counter()
-        if rank() == 0:
-            keep_metrics_until(self._path, first_step)
+        self._validated_step = 0
+
+    def go_on_after(self, step: int) -> None:
+        """Take off what an earlier process wrote of steps that this one takes again. Collective.
+
+        Args:
+            step: the last one that counts.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+
+        def take_off() -> int:
+            end_curves_at(self._engine.monitor, step)
+            return keep_metrics_until(self._path, step)
+
+        self._validated_step = by_rank_0(take_off)
+
+    def validated(self, step: int) -> bool:
+        """Whether the validation loss after the last step that counts was written before."""
+        return step == self._validated_step
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -72,66 +89,56 @@ class Metrics:
     def log_step(
         self,
         step: int,
-        loss: Tensor,
+        loss: float,
         learning_rate: float,
         norm: float | None,
         tokens_by_source: dict[str, int],
+        skipped_updates: int,
     ) -> None:
         """Write the step that was just done, and the speed since the last call.
 
         Args:
             step: optimizer steps done.
-            loss: scalar, mean of this rank's micro-steps.
+            loss: nats per token, the mean of all ranks; may be no finite number.
             learning_rate: of this update.
-            norm: the gradient norm where the engine keeps none.
+            norm: of the gradient, before clipping; may be no finite number. None: as the engine
+                keeps it.
             tokens_by_source: seen so far, by the name of the source, where there are several.
-
-        Raises:
-            RunError: the loss or the gradient norm is no finite number. In fp16 a norm may be: the
-                loss scale finds its size by it, and DeepSpeed leaves such an update out.
+            skipped_updates: left out so far for a loss or gradient that was no finite number.
         """
-        mean = loss.detach().double().reshape(1).clone()
         worst = torch.tensor([self._wait, peak_memory_bytes()], dtype=torch.float64)
-        worst = worst.to(loss.device)
-        torch.distributed.all_reduce(mean)
+        worst = worst.to(local_device())
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        loss_value = float(mean) / world_size()  # waits for the device: the time below is complete
+        longest_wait, peak_memory = worst.tolist()  # waits for the device: the time is complete
         now = time.perf_counter()
         step_seconds = (now - self._since - self._aside) / self._steps
         tokens_per_second = self._batch_tokens / step_seconds
         values = {
-            "loss": loss_value,
+            "loss": loss,
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm(self._engine) if norm is None else norm,
+            "skipped_updates": skipped_updates,
             "tokens_seen": step * self._batch_tokens,
             **{f"tokens_seen_{name}": tokens for name, tokens in tokens_by_source.items()},
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_seconds,
-            "data_wait_seconds": float(worst[0]) / self._steps,
+            "data_wait_seconds": longest_wait / self._steps,
             "mfu": model_flops_utilization(
                 tokens_per_second, self._flops, device_title(), world_size()
             ),
-            "peak_memory_bytes": int(worst[1]),
+            "peak_memory_bytes": int(peak_memory),
             "loss_scale": loss_scale(self._engine),
         }
         self._steps, self._wait, self._aside, self._since = 0, 0.0, 0.0, now
         self._write("train", step, values)
         left = timedelta(seconds=round(step_seconds * (self._plan.last_step - step)))
         mfu = "" if values["mfu"] is None else f"  mfu {values['mfu']:.3f}"
+        skipped = f"  updates left out: {skipped_updates}" if skipped_updates else ""
         say(
             f"step {step:>{len(str(self._plan.last_step))}}/{self._plan.last_step}  "
-            f"loss {loss_value:.4f}  lr {learning_rate:.2e}  "
-            f"{tokens_per_second:,.0f} tokens/s{mfu}  {left} left"
+            f"loss {loss:.4f}  lr {learning_rate:.2e}  "
+            f"{tokens_per_second:,.0f} tokens/s{mfu}{skipped}  {left} left"
         )
-        watched = {"loss": loss_value}
-        if self._plan.recipe.precision.dtype != "fp16":
-            watched["gradient norm"] = values["gradient_norm"] or 0.0
-        for name, value in watched.items():
-            if not math.isfinite(value):
-                raise RunError(
-                    f"{self._plan.run_dir}: step {step}: the {name} is {value}. The last "
-                    "checkpoint is untouched; lower optimizer.lr or look at the data of this step."
-                )
 
     def log_validation(self, step: int, losses: dict[str, float], weights: list[float]) -> None:
         """Write the validation loss and its perplexity, and the loss of each source.
@@ -165,20 +172,51 @@ class Metrics:
         )
 
 
-def keep_metrics_until(path: Path, step: int) -> None:
+def keep_metrics_until(path: Path, step: int) -> int:
     """Take off the lines of steps that will be done again, so that the file holds one curve.
 
     Args:
         path: metrics.jsonl; may be missing.
         step: the last step that counts.
+
+    Returns:
+        The last step whose validation loss is kept; 0 where there is none.
     """
     if not path.exists():
-        return
-    kept = []
+        return 0
+    kept, validated_step = [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            values = json.loads(line)
+            if values["step"] > step:
+                continue
+            kept.append(line)
+            if "validation_loss" in values:
+                validated_step = values["step"]
         except (ValueError, KeyError, TypeError):
             continue  # a line that a killed process left unfinished
     write_text(path, "".join(f"{line}\n" for line in kept))
+    return int(validated_step)
+
+
+def end_curves_at(monitor: Any, step: int) -> None:
+    """Have TensorBoard drop the points of steps that will be done again, whoever wrote them.
+
+    What torch's SummaryWriter writes when it is made with `purge_step`; DeepSpeed makes it without.
+
+    Args:
+        monitor: DeepSpeed's; nothing is done where it writes no TensorBoard events.
+        step: the last step that counts.
+    """
+    writer = getattr(getattr(monitor, "tb_monitor", None), "summary_writer", None)
+    if writer is None:
+        return
+    from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
+        Event,
+        SessionLog,
+    )
+
+    writer.file_writer.add_event(
+        Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+    )
+    writer.flush()

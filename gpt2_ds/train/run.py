@@ -4,61 +4,104 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, exit_code_of, user_error
-from gpt2_ds.config.launcher import local_ranks, nodes, rank, world_size
-from gpt2_ds.config.recipe import Dtype
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError, exit_code_of
+from gpt2_ds.config.launcher import local_ranks, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.supervisor import attempt
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.loader import TokenLoader
+from gpt2_ds.data.skipped import SKIPPED_FILE, Ranges
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
+from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered
 from gpt2_ds.parallel.engine import build_engine
-from gpt2_ds.parallel.process_group import device_title, join, leave, supports
-from gpt2_ds.train.checkpoint import load_newest
-from gpt2_ds.train.loop import Run, train_steps
+from gpt2_ds.parallel.process_group import device_title, join, leave
+from gpt2_ds.train.arguments import TRAIN, StartOptions
+from gpt2_ds.train.checkpoint import Checkpoints, Progress, RunFacts
+from gpt2_ds.train.checkpoint_manifest import step_name
+from gpt2_ds.train.first_checks import check_dtype, use_cpu_adam, verify_together
+from gpt2_ds.train.health import Health
+from gpt2_ds.train.ledger import Event, Ledger
+from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
+from gpt2_ds.train.probe import probe_loss, probe_tokens
+from gpt2_ds.train.remote_checkpoints import Uploader
+from gpt2_ds.train.replay import replay
+from gpt2_ds.train.restore import Restored, load_newest, remote_of
 from gpt2_ds.train.run_directory import write_run_files
+from gpt2_ds.train.run_lock import RunLock
+from gpt2_ds.train.skipped_samples import add_skipped, parse_ranges
+from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.terminal import say
+from gpt2_ds.train.watchdog import Watchdog
 
 
-def train_and_leave(plan: RunPlan, corpus: Corpus) -> NoReturn:
+def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoReturn:
     """Train, then end this process with the exit code of what happened."""
 
     def run() -> int:
-        train(plan, corpus)
-        return EXIT_DONE
+        try:
+            return train(plan, corpus, options)
+        except OSError as error:
+            if error.errno not in FILE_TROUBLES:
+                raise
+            raise RunError(file_trouble(error)) from error
 
     leave(exit_code_of(run))
 
 
-def train(plan: RunPlan, corpus: Corpus) -> None:
+def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
     """Train `plan` from its newest checkpoint, or from the first step.
 
     Args:
         plan: the run.
         corpus: what it reads, opened and checked.
+        options: how this job begins.
+
+    Returns:
+        The exit code: done, or stopped by a signal and saved.
 
     Raises:
         UserError: a shard is not what the manifest says.
         RunError: the run failed in a way that is understood.
     """
-    device = join()
+    device = join(2 * plan.recipe.health.timeout_seconds / 60)
     check_dtype(plan)
-    _verify_together(corpus)
+    verify_together(corpus)
+    with (
+        StopRequest() as stop,
+        Watchdog(plan.run_dir, plan.recipe.health.timeout_seconds) as watchdog,
+    ):
+        try:
+            with nullcontext() if options.replay_step else _locked(plan):
+                return _train(plan, corpus, options, device, stop, watchdog)
+        except RuntimeError as error:  # what torch raises where a peer is gone
+            if sentence := watchdog.what_happened(error):
+                raise RunError(sentence) from error
+            raise
+
+
+def _train(
+    plan: RunPlan,
+    corpus: Corpus,
+    options: StartOptions,
+    device: torch.device,
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> int:
+    watchdog.mark(0, "starting")
     cpu_adam = use_cpu_adam(plan)
     deepspeed_config = plan.deepspeed(cpu_adam=cpu_adam)
-    hosts = [""] * world_size()
-    dist.all_gather_object(hosts, platform.node())
-    if rank() == 0:
-        write_run_files(plan, deepspeed_config, hosts)
+    hosts = gathered(platform.node())
+    if options.replay_step is None:
+        by_rank_0(lambda: write_run_files(plan, deepspeed_config, hosts))
     recipe, derived = plan.recipe, plan.derived
     engine = build_engine(
         GPT2Config(**model_fields(recipe, derived.vocab_size)),
@@ -67,12 +110,31 @@ def train(plan: RunPlan, corpus: Corpus) -> None:
         compile_model=recipe.model.compile,
     )
     torch.manual_seed(recipe.seed + 1 + rank())  # dropout differs between ranks
-    start = end = load_newest(plan, engine)
+    document_eot = corpus.tokenizer.eot_token if recipe.data.document_mask else None
+    restored = load_newest(
+        plan,
+        engine,
+        data_fingerprint=corpus.fingerprint,
+        probe_loss=lambda tokens: probe_loss(engine, tokens, device, document_eot),
+        strict=options.strict,
+        until_step=None if options.replay_step is None else options.replay_step - 1,
+    )
+    start = restored.progress
+    ledger = Ledger(plan.run_dir)
+    skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))
+    if options.replay_step is None:
+        _note_start(plan, restored, ledger)
     say(_headline(plan, start.step))
-    if start.step < plan.last_step:
-        began = time.perf_counter()
-        samples = corpus.samples(recipe.seed)
-        with (
+    samples = corpus.samples(recipe.seed, skipped)
+    metrics = Metrics(plan, engine)
+    if options.replay_step is None:
+        metrics.go_on_after(start.step)
+    if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
+        say(_next_words(plan, start.step))
+        return EXIT_DONE
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        loader = stack.enter_context(
             TokenLoader(
                 samples,
                 global_batch_size=derived.global_batch_size,
@@ -81,81 +143,116 @@ def train(plan: RunPlan, corpus: Corpus) -> None:
                 world_size=world_size(),
                 samples_seen=start.samples_seen,
                 pin_memory=device.type == "cuda",
-            ) as loader,
-            closing(corpus),  # before the loader, which may wait for a download
-        ):
-            last_sample = plan.last_step * derived.global_batch_size
-            corpus.follow(
-                lambda: samples.upcoming(
-                    loader.samples_read, last_sample, local_ranks(), world_size()
-                )
             )
-            run = Run(
-                plan=plan,
-                corpus=corpus,
-                samples=samples,
-                engine=engine,
-                loader=loader,
-                metrics=Metrics(plan, engine, start.step),
-                device=device,
-                document_eot=corpus.tokenizer.eot_token if recipe.data.document_mask else None,
-            )
-            end = train_steps(run, start)
-        say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
-    say(_next_words(plan, end.step))
-
-
-def _verify_together(corpus: Corpus) -> None:
-    """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective.
-
-    Raises:
-        UserError: a shard is damaged, or the ranks see different datasets at one path.
-    """
-    faults: tuple[Fault, ...] = ()
-    try:
-        corpus.verify(rank(), world_size())
-    except UserError as error:
-        faults = error.faults
-    found = [(corpus.fingerprint, faults)] * world_size()
-    dist.all_gather_object(found, (corpus.fingerprint, faults))
-    if others := [i for i, (seen, _) in enumerate(found) if seen != found[0][0]]:
-        faults = (
-            Fault(
-                ", ".join(dataset.address for dataset in corpus.datasets.values()),
-                f"rank {others[0]} sees other data there than rank 0",
-                "Copy one dataset to every machine, or put it on a disk that all share.",
+        )
+        stack.enter_context(closing(corpus))  # before the loader, which may wait for a download
+        last_sample = plan.last_step * derived.global_batch_size
+        corpus.follow(
+            lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
+        )
+        uploader = stack.enter_context(closing(_uploader(plan))) if _uploads(plan) else None
+        probe = probe_tokens(plan, corpus)
+        facts = RunFacts(
+            data_fingerprint=corpus.fingerprint,
+            tokenizer_dir=corpus.tokenizer_directory,
+            skipped_samples=list(skipped),
+            probe=probe,
+            probe_loss=lambda: probe_loss(engine, probe, device, document_eot),
+            uploader=uploader,
+        )
+        run = Run(
+            plan=plan,
+            corpus=corpus,
+            samples=samples,
+            engine=engine,
+            loader=loader,
+            metrics=metrics,
+            checkpoints=stack.enter_context(
+                closing(Checkpoints(plan, engine, facts, lambda: watchdog.mark(0, "saving")))
             ),
+            health=Health(plan, engine, samples, ledger, stop, watchdog, hosts),
+            device=device,
+            document_eot=document_eot,
         )
-        raise UserError(*faults)
-    if any(part for _, part in found):
-        raise UserError(*(fault for _, part in found for fault in part))
+        if options.replay_step is not None:
+            replay(run, start, options.replay_step)
+            return EXIT_DONE
+        end = train_steps(run, start)
+        reasons = run.health.stop_reasons()
+    say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
+    return _end(plan, end, ledger, reasons)
 
 
-def check_dtype(plan: RunPlan) -> None:
-    """Refuse a number format that this device cannot train in.
-
-    Raises:
-        UserError: names those that it can.
-    """
-    dtype, formats = plan.recipe.precision.dtype, get_args(Dtype)
-    if not supports(dtype):
-        raise user_error(
-            plan.loaded.where("precision.dtype"),
-            f"{dtype} cannot be trained on {device_title()}",
-            f"Set it to {' or '.join(name for name in formats if supports(name))}.",
-        )
+def _uploads(plan: RunPlan) -> bool:
+    return rank() == 0 and plan.recipe.checkpoint.copy_to is not None
 
 
-def use_cpu_adam(plan: RunPlan) -> bool:
-    """DeepSpeedCPUAdam under offload, where its op can be built; torch's AdamW otherwise."""
-    if plan.template.zero_optimization.offload_optimizer is None:
-        return False
-    if not can_build():
-        say("optimizer: torch's AdamW on the host; DeepSpeedCPUAdam needs a C++ compiler and ninja")
-        return False
-    say("optimizer: DeepSpeedCPUAdam; compiling it takes a few minutes the first time")
-    clear_stale_lock("cpu_adam", nodes=nodes())
-    return True
+def _uploader(plan: RunPlan) -> Uploader:
+    return Uploader(remote_of(plan))
+
+
+@contextmanager
+def _locked(plan: RunPlan) -> Iterator[None]:
+    """Only one job at a time writes a run directory. Collective."""
+    lock = RunLock(plan.run_dir)
+    by_rank_0(lambda: lock.__enter__() and None)
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            lock.__exit__(None, None, None)
+
+
+def _skip_samples(
+    plan: RunPlan, options: StartOptions, restored: Restored, ledger: Ledger
+) -> Ranges:
+    """The ranges that this run leaves out, with those asked for now written down."""
+    start, manifest = restored.progress, restored.manifest
+    if manifest is not None and not (plan.run_dir / SKIPPED_FILE).exists():
+        add_skipped(plan.run_dir, tuple(manifest.skipped_samples), 0)  # from a copy elsewhere
+    wanted = parse_ranges(options.skip_samples) if options.replay_step is None else ()
+    ranges, fresh = add_skipped(plan.run_dir, wanted, start.samples_seen)
+    tokens_seen = start.samples_seen * plan.recipe.data.seq_length
+    for first, end in fresh:
+        reason = f"--skip-samples {first}:{end}"
+        ledger.write("skip_samples", step=start.step, tokens_seen=tokens_seen, reason=reason)
+    return ranges
+
+
+def _note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
+    """Write down how this job begins, and what differs from the one before."""
+    step, manifest = restored.progress.step, restored.manifest
+    tokens_seen = restored.progress.samples_seen * plan.recipe.data.seq_length
+    ranks, stage = world_size(), plan.template.zero_optimization.stage
+
+    def note(event: Event, reason: str) -> None:
+        ledger.write(event, step=step, tokens_seen=tokens_seen, reason=reason)
+
+    for found in restored.passed_over:
+        note("fall_back", f"{found} is not what was saved")
+    if attempt() > 0:
+        note("restart", f"attempt {attempt()} of this job after a failure")
+    if manifest is None:
+        note("start", f"{ranks} ranks, ZeRO stage {stage}")
+        return
+    note("resume", f"from {step_name(step)}, {ranks} ranks, ZeRO stage {stage}")
+    if manifest.world_size != ranks:
+        note("world_size", f"{manifest.world_size} ranks before, {ranks} now")
+    if manifest.zero_stage != stage:
+        note("zero_stage", f"stage {manifest.zero_stage} before, {stage} now")
+
+
+def _end(plan: RunPlan, end: Progress, ledger: Ledger, reasons: str) -> int:
+    """Write down and say how this job ended."""
+    tokens_seen = end.samples_seen * plan.recipe.data.seq_length
+    if end.step < plan.last_step:
+        ledger.write("stop", step=end.step, tokens_seen=tokens_seen, reason=reasons)
+        say(f"Stopped after step {end.step} ({reasons}), and saved. The same command goes on.")
+        return EXIT_PREEMPTED
+    if end.step == plan.derived.steps:
+        ledger.write("done", step=end.step, tokens_seen=tokens_seen, reason="the last step is done")
+    say(_next_words(plan, end.step))
+    return EXIT_DONE
 
 
 def _headline(plan: RunPlan, step: int) -> str:

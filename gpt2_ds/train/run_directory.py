@@ -15,6 +15,9 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import write_durably
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+RUN_FILES = ("recipe.yaml", "deepspeed.json", "environment.json")
+"""What `write_run_files` writes."""
+
 _PACKAGES = ("torch", "deepspeed", "numpy", "tiktoken", "pydantic", "tensorboard")
 
 

@@ -12,6 +12,7 @@ from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.data.tokenizer import Tokenizer
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+from gpt2_ds.parallel.pickles import check_pickles, pickle_names
 from gpt2_ds.parallel.process_group import local_device
 from gpt2_ds.parallel.weights import load_fp32_weights
 from gpt2_ds.train.checkpoint_manifest import CheckpointManifest
@@ -28,12 +29,14 @@ def load_for_sampling(
         manifest: of the checkpoint.
 
     Raises:
-        UserError: the run's recipe or the checkpoint's tokenizer is damaged.
+        UserError: the run's recipe or the checkpoint's tokenizer is damaged; a file of the
+            checkpoint would run something when it is loaded.
     """
+    check_pickles(checkpoint, pickle_names(checkpoint))
     recipe = load_recipe(run_dir / "recipe.yaml").recipe
     tokenizer = Tokenizer.open(checkpoint / "tokenizer")
     model = GPT2LMHeadModel(GPT2Config(**model_fields(recipe, tokenizer.n_vocab)))
-    model.load_state_dict(load_fp32_weights(checkpoint, manifest.zero_stage))
+    model.load_state_dict(load_fp32_weights(checkpoint))
     return model.to(local_device()).eval(), tokenizer
 
 

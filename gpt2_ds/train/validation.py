@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.data.loader import validation_batches
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.evaluation.loss import validation_loss
+from gpt2_ds.parallel.agreement import totals
 from gpt2_ds.train.terminal import say
 
 if TYPE_CHECKING:
     from gpt2_ds.train.loop import Run
 
 
-def validate(run: Run) -> dict[str, float]:
+class StoppedEarly(Exception):
+    """Some rank was asked to stop; every rank leaves at the same batch."""
+
+
+def validate(run: Run, step: int) -> dict[str, float]:
     """Loss over the recipe's fixed validation windows of each source. Collective.
+
+    Args:
+        run: the run.
+        step: after which it validates.
 
     Returns:
         Nats per token, by the name of the source.
+
+    Raises:
+        StoppedEarly: some rank was asked to stop.
     """
     plan = run.plan
     losses = {}
@@ -32,9 +47,22 @@ def validate(run: Run) -> dict[str, float]:
             world_size=plan.derived.world_size,
         )
         losses[name] = validation_loss(
-            run.engine, batches, run.device, document_eot=run.document_eot
+            run.engine,
+            _until_stopped(run, step, batches),
+            run.device,
+            document_eot=run.document_eot,
         )
     return losses
+
+
+def _until_stopped(
+    run: Run, step: int, batches: Iterator[tuple[Tensor, int]]
+) -> Iterator[tuple[Tensor, int]]:
+    for batch in batches:
+        run.health.mark(step, "validating")
+        if totals([run.health.stop_asked])[0]:
+            raise StoppedEarly
+        yield batch
 
 
 def show_sample(run: Run, step: int) -> None:

@@ -343,3 +343,16 @@ def test_gradients_are_reduced_in_the_format_they_add_up_in(
     config = plan.deepspeed(cpu_adam=False)
     assert config["data_types"]["grad_accum_dtype"] == expected
     assert config["communication_data_type"] == expected
+
+
+def test_an_optimizer_in_two_places_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(
+        '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}'
+    )
+    assert only_fault(
+        lambda: check_template(load_template(file), "t.json", load_small(tmp_path))
+    ) == (
+        "t.json: zero_optimization.offload_optimizer.ratio: is 0.5: DeepSpeed leaves the part on "
+        "the device out of its checkpoints. Set it to 1.0, or leave it out."
+    )

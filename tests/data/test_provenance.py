@@ -79,6 +79,18 @@ def test_it_is_what_training_reads(data: Path, tmp_path: Path) -> None:
     assert [line[4:] for line in lines if not line.startswith("sample ")] == texts
 
 
+def test_what_the_run_leaves_out_is_left_out(data: Path, tmp_path: Path) -> None:
+    plan = small_plan(data, tmp_path / "run")
+    plain = "\n".join(line for step in (1, 2, 3) for line in step_samples(plan, step, 0))
+    plan.run_dir.mkdir()
+    (plan.run_dir / "skipped_samples.json").write_text("[[6, 10]]")
+    found = "\n".join(line for step in (1, 2) for line in step_samples(plan, step, 0))
+    by_number = {text.partition(":")[0]: text.strip() for text in plain.split("sample ")[1:]}
+    shown = {text.partition(":")[0]: text.strip() for text in found.split("sample ")[1:]}
+    assert list(shown) == [str(number) for number in [*range(6), *range(10, 20)]]
+    assert shown == {number: by_number[number] for number in shown}
+
+
 def test_long_texts_are_cut(data: Path, tmp_path: Path) -> None:
     lines = list(step_samples(small_plan(data, tmp_path / "run"), 1, 5))
     assert re.fullmatch(r"  \| .{5}\.\.\.", lines[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,42 +21,61 @@ from gpt2_ds.train.checkpoint_manifest import (
     complete_checkpoints,
     damaged_files,
     hash_file,
+    parse_manifest,
+    read_manifest,
+    seal,
+    step_folders,
     step_name,
 )
+from tests.train.saved_files import FILES, flip, manifest_of, save
 
-FILES = {
-    "a.pt": b"alpha" * 100,
-    "b.pt": b"beta" * 100,
-    "deep/c.pt": b"gamma" * 100,
-    "deep/d": b"d",
-    "e": b"e",
-}
+# As the first version of this project wrote it, whole.
+OLD = """{"step": 12, "samples_seen": 96, "tokens_seen": 3072, "world_size": 2, "zero_stage": 3,
+"dtype": "bf16", "recipe_fingerprint": "ab", "data_fingerprint": "cd", "versions": {"torch": "2"},
+"files": {"a.pt": {"bytes": 3, "sha256": "ef"}}}"""
 
 
-def manifest_of(step: int, files: dict[str, FileRecord]) -> CheckpointManifest:
-    return CheckpointManifest(
-        step=step,
-        samples_seen=8 * step,
-        tokens_seen=256 * step,
-        world_size=2,
-        zero_stage=3,
-        dtype="bf16",
-        recipe_fingerprint="r" * 64,
-        data_fingerprint="d" * 64,
-        versions={"torch": "2"},
-        files=files,
-    )
+def test_an_old_manifest_still_reads() -> None:
+    manifest = parse_manifest(OLD.encode())
+    assert manifest is not None
+    assert (manifest.step, manifest.files["a.pt"].bytes) == (12, 3)
+    assert (manifest.layout, manifest.probe_loss, manifest.created) == ("", None, "")
+    assert (manifest.skipped_samples, manifest.skipped_updates, manifest.sha256) == ([], 0, "")
 
 
-def save(run_dir: Path, step: int) -> Path:
-    """A complete checkpoint of small files."""
-    path = run_dir / "checkpoints" / step_name(step)
-    for name, content in FILES.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    manifest = manifest_of(step, {name: hash_file(path / name) for name in FILES})
-    (path / MANIFEST).write_text(manifest.model_dump_json())
-    return path
+def full_manifest() -> CheckpointManifest:
+    more = {
+        "layout": "2 ranks, \u00e9",
+        "probe_loss": 0.1 + 0.2,
+        "skipped_samples": [(3, 5), (8, 9)],
+        "skipped_updates": 2,
+        "created": "2024-05-06T07:08:09+00:00",
+    }
+    return manifest_of(7, {"a": FileRecord(bytes=1, sha256="0" * 64)}).model_copy(update=more)
+
+
+def test_what_is_sealed_reads_again() -> None:
+    manifest = full_manifest()
+    read = parse_manifest(seal(manifest).encode())
+    assert read is not None
+    assert read.model_copy(update={"sha256": ""}) == manifest
+    assert seal(read) == seal(manifest)
+    said = json.loads(seal(manifest))["sha256"]
+    unsealed = seal(manifest).replace(said, "")
+    assert said == hashlib.sha256(unsealed.encode()).hexdigest()
+
+
+def test_any_flipped_bit_of_a_manifest_is_found() -> None:
+    raw = seal(full_manifest()).encode()
+    for bit in range(8 * len(raw)):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert parse_manifest(bytes(flipped)) is None, (bit, flipped)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
+def test_a_cut_manifest_is_found(cut: int) -> None:
+    assert parse_manifest(seal(full_manifest()).encode()[:cut]) is None
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -96,13 +116,43 @@ def test_what_is_not_complete_is_passed_over(tmp_path: Path) -> None:
     (checkpoints / step_name(7) / MANIFEST).write_text(json.dumps(whole | {"more": 1}))
     save(tmp_path, 8).rename(checkpoints / step_name(80))
     (checkpoints / step_name(9)).write_text("a file")
+    for other in ("step_", "step_1", "step_000000001", "step_0000000x", "step_00000010.damaged"):
+        save(tmp_path, 10).rename(checkpoints / other)
     assert steps(tmp_path) == [1]
+    assert [
+        (path.name, manifest and manifest.step) for path, manifest in step_folders(tmp_path)
+    ] == [(step_name(80), None)] + [
+        (step_name(step), None if step > 1 else 1) for step in (9, 7, 6, 5, 4, 3, 1)
+    ]
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def test_a_step_of_nine_digits_is_newer(tmp_path: Path) -> None:
+    save(tmp_path, 10**8)
+    save(tmp_path, 99_999_999)
+    assert steps(tmp_path) == [10**8, 99_999_999]
+
+
+def test_a_link_is_no_checkpoint(tmp_path: Path) -> None:
+    elsewhere = save(tmp_path / "elsewhere", 2)
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / step_name(2)
+    folder.symlink_to(elsewhere)
+    assert step_folders(tmp_path)[0] == (folder, None)
+    assert steps(tmp_path) == [1]
+    folder.unlink()
+    save(tmp_path, 2)
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).symlink_to(elsewhere / MANIFEST)
+    assert step_folders(tmp_path)[0] == (folder, None)
+    (folder / MANIFEST).unlink()
+    os.mkfifo(folder / MANIFEST)  # whose reader would wait for ever
+    assert step_folders(tmp_path)[0] == (folder, None)
+
+
+def test_files_that_the_manifest_does_not_name_are_no_error(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (path / "notes").write_text("mine")
+    assert damaged_files(path, complete_checkpoints(tmp_path)[0][1]) == []
 
 
 DAMAGE = {
@@ -112,6 +162,7 @@ DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "missing": Path.unlink,
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a loop of links": lambda path: (path.unlink(), path.symlink_to(path)),
 }
 
 
@@ -144,6 +195,31 @@ def test_a_file_outside_the_folder_is_damage_whatever_it_holds(tmp_path: Path, h
     assert (path / name).read_bytes() == b"the very content"
     manifest = manifest_of(1, {"a.pt": hash_file(path / "a.pt"), name: hash_file(outside / "x")})
     assert damaged_files(path, manifest) == [name]
+
+
+@pytest.mark.parametrize("name", ["deep/../a.pt", "", ".", "a\0b", "x" * 300])
+def test_a_strange_name_is_damage(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, 1)
+    assert damaged_files(path, manifest_of(1, {name: hash_file(path / "a.pt")})) == [name]
+
+
+def test_what_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken disk, which no test can have: the read of one file fails."""
+    path = save(tmp_path, 1)
+    manifest = complete_checkpoints(tmp_path)[0][1]
+    whole_open = Path.open
+
+    def broken(self: Path, *words: object, **more: object) -> object:
+        if self.name in broken_names:
+            raise OSError(5, "Input/output error")
+        return whole_open(self, *words, **more)  # type: ignore[call-overload]
+
+    broken_names = {"b.pt"}
+    monkeypatch.setattr(Path, "open", broken)
+    assert damaged_files(path, manifest) == ["b.pt"]
+    broken_names.add(MANIFEST)
+    assert read_manifest(path) is None
+    assert step_folders(tmp_path) == [(path, None)]
 
 
 @pytest.mark.parametrize("parts", range(1, 8))
@@ -201,9 +277,31 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     )
 
 
+@pytest.mark.parametrize("where", ["newest", "asked"])
+def test_a_damaged_manifest_is_named_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    save(tmp_path, 1)
+    damaged = save(tmp_path, 2) / MANIFEST
+    flip(damaged)
+    if where == "newest":
+        assert choose_checkpoint(tmp_path, None)[1].step == 1
+    else:
+        assert refusal(lambda: choose_checkpoint(tmp_path, 2)) == (
+            "--step 2: its checkpoint is damaged. Choose another step."
+        )
+    said = capsys.readouterr().err
+    assert said == f"warning: {damaged}: damaged; this checkpoint is left out\n"
+
+
+def test_no_step_but_damaged_ones(tmp_path: Path) -> None:
+    flip(save(tmp_path, 2) / MANIFEST)
+    assert refusal(lambda: choose_checkpoint(tmp_path, 1)) == (
+        "--step 1: no checkpoint of this step. There are: none."
+    )
+
+
 def resumable(
-    world_size: int = 2,
-    zero_stage: int = 3,
     dtype: str = "bf16",
     recipe_fingerprint: str = "r" * 64,
     data_fingerprint: str = "d" * 64,
@@ -211,8 +309,6 @@ def resumable(
     check_resumable(
         Path("step"),
         manifest_of(1, {}),
-        world_size=world_size,
-        zero_stage=zero_stage,
         dtype=dtype,
         recipe_fingerprint=recipe_fingerprint,
         data_fingerprint=data_fingerprint,
@@ -235,25 +331,11 @@ def test_another_recipe() -> None:
 
 
 def test_other_data() -> None:
-    assert refusal(lambda: resumable(data_fingerprint="e" * 64, world_size=5)) == (
+    assert refusal(lambda: resumable(data_fingerprint="e" * 64)) == (
         "step: data_fingerprint: this run has read dddddddddddd, and the recipe's data now is "
         "eeeeeeeeeeee. Point data.path or data.sources at the data of this run, in its order; or "
         "use another --run-dir."
     )
-
-
-RANKS = (
-    "step: world_size: written by 2 ranks, and this job has 4. Start it with 2 ranks."
-)  # fmt: skip
-STAGE = (
-    "step: zero_stage: written at stage 3, and the template has 0. Use a --template of stage 3."
-)  # fmt: skip
-
-
-def test_another_world_size_and_another_stage_are_said_together() -> None:
-    assert refusal(lambda: resumable(world_size=4)) == RANKS
-    assert refusal(lambda: resumable(zero_stage=0)) == STAGE
-    assert refusal(lambda: resumable(world_size=4, zero_stage=0)) == f"{RANKS}\n{STAGE}"
 
 
 def test_a_copied_checkpoint_is_complete(tmp_path: Path) -> None:

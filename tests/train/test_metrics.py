@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import time
 from contextlib import redirect_stdout
@@ -12,13 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.plan.flops import flops_per_token
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
-from gpt2_ds.train.metrics import Metrics, keep_metrics_until
+from gpt2_ds.train.metrics import Metrics, end_curves_at, keep_metrics_until
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
@@ -30,11 +28,15 @@ def kept(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("step, n_lines", [(0, 0), (1, 1), (2, 3), (3, 4), (9, 5)])
-def test_lines_of_later_steps_are_taken_off(tmp_path: Path, step: int, n_lines: int) -> None:
+@pytest.mark.parametrize(
+    "step, n_lines, validated_step", [(0, 0, 0), (1, 1, 0), (2, 3, 2), (3, 4, 2), (9, 5, 2)]
+)
+def test_lines_of_later_steps_are_taken_off(
+    tmp_path: Path, step: int, n_lines: int, validated_step: int
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    keep_metrics_until(path, step)
+    assert keep_metrics_until(path, step) == validated_step
     assert kept(path) == LINES[:n_lines]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -48,8 +50,52 @@ def test_an_unfinished_last_line_is_taken_off(tmp_path: Path, end: str) -> None:
 
 
 def test_without_a_file_there_is_nothing_to_do(tmp_path: Path) -> None:
-    keep_metrics_until(tmp_path / "metrics.jsonl", 5)
+    assert keep_metrics_until(tmp_path / "metrics.jsonl", 5) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def write_points(folder: Path, steps: range, value: float, after: int | None) -> Any:
+    """A process's events: what an earlier one left beyond `after` is dropped first."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    if after is not None:
+        end_curves_at(SimpleNamespace(tb_monitor=SimpleNamespace(summary_writer=writer)), after)
+    for step in steps:
+        writer.add_scalar("train/loss", value, step)
+        writer.add_scalar("validation/loss", value, step)
+    writer.flush()
+    return writer
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("torn_bytes", [0, 1, 7])
+def test_tensorboard_shows_one_curve_after_restarts(tmp_path: Path, torn_bytes: int) -> None:
+    """Two killed processes that came further than their checkpoints, and one that went on."""
+    for steps, value, after in ((range(1, 9), 1.0, None), (range(5, 8), 2.0, 4)):
+        write_points(tmp_path, steps, value, after)
+        (file,) = set(tmp_path.iterdir()) - {p for p in tmp_path.iterdir() if "old" in p.name}
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) - torn_bytes])
+        file.rename(tmp_path / f"events.out.tfevents.000000000{int(value)}.old")  # read by name
+    assert len(points(tmp_path, "train/loss")) > 0
+    write_points(tmp_path, range(6, 7), 3.0, 5).close()
+    expected = [(step, 1.0) for step in range(1, 5)] + [(5, 2.0), (6, 3.0)]
+    assert points(tmp_path, "train/loss") == expected
+    assert points(tmp_path, "validation/loss") == expected
+
+
+def test_without_tensorboard_there_are_no_points_to_drop() -> None:
+    for monitor in (None, SimpleNamespace(), SimpleNamespace(tb_monitor=None)):
+        end_curves_at(monitor, 3)
+    end_curves_at(SimpleNamespace(tb_monitor=SimpleNamespace(summary_writer=None)), 3)
 
 
 class Engine:
@@ -67,7 +113,7 @@ class Engine:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """Two steps and a validation, then no number on the last rank; what each rank said and saw."""
+    """Two steps and a validation, then what is no number; what each rank said and saw."""
     import gpt2_ds.train.metrics as module
 
     engine, plan = Engine(), small_plan(folder / "data", folder / "run", world_size=2)
@@ -75,7 +121,11 @@ def report(folder: Path) -> dict[str, Any]:
     if rank() == 0:  # an earlier process came to step 4, and its last checkpoint is of step 1
         lines = "".join(json.dumps(line) + "\n" for line in LINES)
         (plan.run_dir / "metrics.jsonl").write_text(lines)
-    metrics = Metrics(plan, engine, 1)
+    metrics = Metrics(plan, engine)
+    validated = []
+    for step in (2, 1):
+        metrics.go_on_after(step)
+        validated.append(metrics.validated(step))
     printed = io.StringIO()
     with redirect_stdout(printed):
         for _ in range(2):
@@ -84,23 +134,16 @@ def report(folder: Path) -> dict[str, Any]:
             metrics.step_done()
         with metrics.aside():
             time.sleep(0.5)
-        metrics.log_step(2, torch.tensor(1.0 + rank()), 3e-4, None, {})
+        metrics.log_step(2, 1.5, 3e-4, None, {}, 0)
         module.device_title = lambda: "NVIDIA H100 80GB HBM3"  # type: ignore[assignment]
         metrics.step_done()
-        metrics.log_step(3, torch.tensor(2.0), 3e-4, 0.5, {"web": 700, "books": 68})
+        metrics.log_step(3, 2.0, 3e-4, 0.5, {"web": 700, "books": 68}, 0)
         metrics.log_validation(3, {"web": 600.0, "books": 1000.0}, [3.0, 1.0])
         metrics.step_done()
-        try:
-            metrics.log_step(4, torch.tensor(float("nan") if rank() == 1 else 1.0), 3e-4, None, {})
-            error = "none"
-        except RunError as raised:
-            error = str(raised)
+        metrics.log_step(4, math.nan, 3e-4, None, {}, 1)
         metrics.step_done()
-        try:
-            metrics.log_step(5, torch.tensor(1.0), 3e-4, float("inf"), {})
-        except RunError as raised:
-            error += f" | {raised}"
-    return {"printed": printed.getvalue(), "error": error, "events": engine.events}
+        metrics.log_step(5, 1.0, 3e-4, math.inf, {}, 2)
+    return {"printed": printed.getvalue(), "validated": validated, "events": engine.events}
 
 
 @pytest.mark.heavy
@@ -113,13 +156,14 @@ def test_what_is_reported(tmp_path: Path) -> None:
         "loss",
         "learning_rate",
         "gradient_norm",
+        "skipped_updates",
         "tokens_seen",
         "tokens_per_second",
         "step_seconds",
         "data_wait_seconds",
         "peak_memory_bytes",
     ]
-    assert (two["step"], two["loss"], two["learning_rate"]) == (2, 1.5, 3e-4)  # of both ranks
+    assert (two["step"], two["loss"], two["learning_rate"]) == (2, 1.5, 3e-4)
     assert (two["gradient_norm"], two["tokens_seen"]) == (0.25, 512)
     assert 0.3 <= two["data_wait_seconds"] < 0.45  # of the slower rank, a step
     assert 0.2 <= two["step_seconds"] < 0.5  # without what was done aside
@@ -139,14 +183,9 @@ def test_what_is_reported(tmp_path: Path) -> None:
     # JSON has no NaN and no Infinity.
     assert fourth["loss"] is None
     assert fifth["gradient_norm"] is None
+    skipped = [line["skipped_updates"] for line in (two, three, fourth, fifth)]
+    assert skipped == [0, 0, 1, 2]
 
-    assert first["error"] == second["error"]
-    assert first["error"] == (
-        f"{tmp_path}/run: step 4: the loss is nan. The last checkpoint is untouched; lower "
-        "optimizer.lr or look at the data of this step. | "
-        f"{tmp_path}/run: step 5: the gradient norm is inf. The last checkpoint is untouched; "
-        "lower optimizer.lr or look at the data of this step."
-    )
     lines = first["printed"].splitlines()
     assert re.fullmatch(
         r"step 2/8  loss 1\.5000  lr 3\.00e-04  [\d,]+ tokens/s  \d:\d\d:\d\d left", lines[0]
@@ -160,6 +199,11 @@ def test_what_is_reported(tmp_path: Path) -> None:
         r"books 1000\.0000",
         lines[2],
     )
+    assert "loss nan  " in lines[3]
+    assert "  mfu 0." in lines[4]
+    assert "  updates left out: 2  0:" in lines[4]
+    assert "left out" not in lines[0]
+    assert first["validated"] == second["validated"] == [True, False]
     assert second["printed"] == ""
     assert second["events"] == []
     assert ("train/loss", 1.5, 2) in first["events"]
@@ -169,33 +213,6 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert {name for name, _, step in first["events"] if step == 2} == {
         f"train/{name}" for name in two if name != "step"
     }
-
-
-def diverge(data: Path, run_dir: Path) -> tuple[str, list[int]]:
-    """What a run says whose loss is no number from step 2 on, and the steps that it saved."""
-    from gpt2_ds.train.run import train
-
-    plan = small_plan(
-        data,
-        run_dir,
-        "optimizer.lr=1e30",
-        "optimizer.gradient_clipping=0",
-        "logging.interval_steps=100",
-        "checkpoint.interval_steps=2",
-    )
-    try:
-        train(plan, small_corpus(data))
-    except RunError as error:
-        return str(error), [manifest.step for _, manifest in complete_checkpoints(run_dir)]
-    return "no error", []
-
-
-@pytest.mark.heavy
-def test_what_is_no_number_is_never_saved(tmp_path: Path) -> None:
-    """However seldom the run logs."""
-    ((error, saved),) = run_ranks(diverge, 1, tmp_path, small_dataset(tmp_path), tmp_path / "run")
-    assert f"{tmp_path}/run: step 2: the loss is" in error
-    assert saved == []
 
 
 def both_norms(data: Path, folder: Path) -> None:

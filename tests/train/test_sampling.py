@@ -14,14 +14,13 @@ import torch
 import gpt2_ds.train.sampling as sampling
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.train.checkpoint_manifest import choose_checkpoint
 from gpt2_ds.train.sampling import load_for_sampling, stream_samples
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
-from tests.small_run import small_plan
+from tests.small_run import save_checkpoint, small_plan
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 EOT = 256
@@ -96,20 +95,15 @@ def test_a_wrong_argument_is_refused_before_anything_is_printed(model: GPT2LMHea
 def save_fresh(folder: Path) -> None:
     """A run of each stage that has saved its first weights."""
     from gpt2_ds.parallel.engine import build_engine
-    from gpt2_ds.train.checkpoint import Progress, save_checkpoint
 
     for stage in STAGES:
         plan = small_plan(folder / "data", folder / stage, template=stage, world_size=2)
-        plan.run_dir.mkdir(exist_ok=True)
-        (plan.run_dir / "recipe.yaml").write_text(dump_recipe(plan.recipe))
         engine = build_engine(
             GPT2Config(**model_fields(plan.recipe, plan.derived.vocab_size)),
             plan.deepspeed(cpu_adam=False) | {"tensorboard": {"enabled": False}},
             seed=3,
         )
-        save_checkpoint(
-            plan, engine, Progress(4, 32), data_fingerprint="", tokenizer_dir=folder / "tokenizer"
-        )
+        save_checkpoint(plan, engine, 4, folder / "tokenizer")
         engine.destroy()
 
 

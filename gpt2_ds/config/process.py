@@ -1,0 +1,96 @@
+"""Processes of this machine, told apart even when a number is used again. Linux: reads /proc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_OPTIONS_WITH_VALUE = ("-W", "-X")
+_LAUNCHERS = ("deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
+_RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, named so that a later one with the same number is not taken for it.
+
+    Args:
+        pid: its number.
+        start_ticks: when it began, in clock ticks since the machine's start.
+    """
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def find(cls, pid: int) -> Process | None:
+        """The process that has this number now; None if there is none, or only its remains."""
+        fields = _stat(pid)
+        if fields is None or fields[0] in ("Z", "X"):
+            return None
+        return cls(pid, int(fields[19]))
+
+    def lives(self) -> bool:
+        """It has not ended. One that ended and was not yet waited for has ended."""
+        return Process.find(self.pid) == self
+
+    def parent(self) -> Process | None:
+        """The process that started it, or that it was left to."""
+        fields = _stat(self.pid)
+        return None if fields is None else Process.find(int(fields[1]))
+
+    def program(self) -> str:
+        """What it runs: see `program_of`."""
+        try:
+            words = (_PROC / str(self.pid) / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
+        return program_of(words.split("\0"))
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc/PID/stat says from the third field on: the state is the first."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()  # a name may hold spaces and brackets
+
+
+def program_of(words: list[str]) -> str:
+    """The program of a command line; of Python's, the module or the name of the script.
+
+    >>> program_of(["/venv/bin/python", "-u", "-m", "deepspeed.launcher.launch", "train.py"])
+    'deepspeed.launcher.launch'
+    >>> program_of(["python3", "-W", "ignore", "/venv/bin/deepspeed", "train.py"])
+    'deepspeed'
+    >>> program_of(["/usr/bin/srun", "deepspeed"])
+    'srun'
+    """
+    program, rest = Path(words[0]).name, iter(words[1:])
+    if not program.startswith(("python", "pypy")):
+        return program
+    for word in rest:
+        if word == "-m":
+            return next(rest, "")
+        if word in _OPTIONS_WITH_VALUE:
+            next(rest, None)
+        elif not word.startswith("-"):
+            return Path(word).name
+    return program
+
+
+def launchers(parent: Process | None) -> list[Process]:
+    """The processes that a rank was started by and must not outlive; none without a launcher.
+
+    On one machine `deepspeed` starts `python -m deepspeed.launcher.launch`, which starts the ranks;
+    torchrun starts them itself.
+
+    Args:
+        parent: of the rank.
+    """
+    if parent is None or parent.program() not in _LAUNCHERS:
+        return []
+    runner = parent.parent()
+    return [parent, runner] if runner and runner.program() in _RUNNERS else [parent]

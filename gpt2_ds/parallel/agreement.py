@@ -1,0 +1,99 @@
+"""What the ranks tell each other in a few numbers, besides DeepSpeed's own traffic."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+
+from gpt2_ds.config.errors import Fault, RunError, UserError
+from gpt2_ds.config.launcher import rank, world_size
+from gpt2_ds.parallel.process_group import host_group
+
+Value = TypeVar("Value")
+
+FILE_TROUBLES = {
+    errno.ENOSPC: "Make room on this disk, then give the same command again",
+    errno.EDQUOT: "Make room within the quota, then give the same command again",
+    errno.EROFS: "Make the folder writable, or name another with --run-dir",
+    errno.EACCES: "Make the folder writable, or name another with --run-dir",
+    errno.EPERM: "Make the folder writable, or name another with --run-dir",
+}
+"""What a file or a disk can refuse, and what a person does about it."""
+
+
+def totals(values: list[float]) -> list[float]:
+    """The sums over all ranks of a few numbers, the same on every rank. Collective.
+
+    Args:
+        values: of this rank; as many on every rank.
+    """
+    sums = torch.tensor(values, dtype=torch.float64)
+    if world_size() > 1:
+        torch.distributed.all_reduce(sums, group=host_group())
+    return sums.tolist()
+
+
+def gathered(value: Value) -> list[Value]:
+    """What every rank has, by rank. Collective."""
+    found: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(found, value, group=host_group())
+    return found
+
+
+def by_rank_0(work: Callable[[], Value]) -> Value:
+    """What `work` gives on rank 0; its failure there ends every rank alike. Collective.
+
+    Args:
+        work: reads or writes what all ranks share; runs on rank 0 only.
+
+    Raises:
+        UserError: rank 0 found a mistake of the user's.
+        RunError: rank 0 could not do it, or met a file that it could not read or write.
+    """
+    box: list[Any] = [None, None, None]
+    if rank() == 0:
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[1] = error.faults
+        except RunError as error:
+            box[2] = str(error)
+        except OSError as error:
+            box[2] = file_trouble(error)
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(box, src=0, group=host_group())
+    result, faults, failure = box
+    if faults is not None:
+        raise UserError(*(fault for fault in faults if isinstance(fault, Fault)))
+    if failure is not None:
+        raise RunError(failure)
+    return result  # type: ignore[no-any-return]
+
+
+def all_agree(failure: str | None) -> None:
+    """End every rank when one has failed. Collective.
+
+    Args:
+        failure: of this rank, as a sentence; None: all is well here.
+
+    Raises:
+        RunError: some rank failed.
+    """
+    if failures := [f"rank {i}: {each}" for i, each in enumerate(gathered(failure)) if each]:
+        raise RunError("\n".join(failures))
+
+
+def file_trouble(error: OSError) -> str:
+    """A sentence for what the system says of a file, with the fix.
+
+    >>> file_trouble(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    'runs/x: No space left on device. Make room on this disk, then give the same command again.'
+    """
+    where = f"{error.filename}: " if error.filename else ""
+    fix = FILE_TROUBLES.get(error.errno or 0, "Mend it, then give the same command again")
+    return f"{where}{error.strerror or error}. {fix}."

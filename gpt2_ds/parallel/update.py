@@ -1,0 +1,127 @@
+"""Take an optimizer step, or leave it out without a trace, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+from gpt2_ds.parallel.engine import gradient_norm, reduced_gradient_norm
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of one optimizer step.
+
+    Args:
+        applied: the weights and the optimizer's state were updated; otherwise all are as before.
+        gradient_norm: L2 norm of the gradient before clipping; no finite number where it was none
+            (DeepSpeed says inf for every such one, and for a step that it was told to leave out).
+        only_loss_scale: left out because fp16's gradients overflowed at this loss scale, which is
+            how the scale finds its size: no fault.
+    """
+
+    applied: bool
+    gradient_norm: float
+    only_loss_scale: bool = False
+
+    @property
+    def faulty(self) -> bool:
+        """The step was left out because its loss or its gradient was no number."""
+        return not self.applied and not self.only_loss_scale
+
+
+def apply_update(engine: DeepSpeedEngine, *, leave_out: bool) -> Update:
+    """Take the step that the gradients ask for: `engine.step()` of the last micro-step. Collective.
+
+    It is left out where the gradient norm is no finite number, too. Then weights, moments and
+    their step counters stay as they are to the last bit, the gradients are cleared, and the
+    engine counts the step, so that the next one begins as after any other. In fp16 the loss scale
+    goes down, as after any overflow.
+
+    DeepSpeed 0.19.8 leaves steps without a finite gradient norm out by itself at stages 1 to 3. At
+    stage 0 it does not, and keeps no norm: there it is found here, and serves to clip as well.
+
+    Args:
+        engine: after the last `engine.backward` of the step, before its `engine.step`.
+        leave_out: all ranks agree that this step is bad: some rank's loss is no finite number.
+    """
+    optimizer: Any = engine.optimizer
+    norm = reduced_gradient_norm(engine)
+    finite = norm is None or math.isfinite(norm)
+    applied = finite and not leave_out
+    with ExitStack() as changed:
+        if norm is not None:
+            clip = _clip(engine, norm) if applied else _nothing
+            changed.enter_context(_replaced(engine, "clip_fp32_gradients", clip))
+            if not applied:
+                changed.enter_context(_replaced(optimizer, "step", _nothing))
+        elif leave_out:
+            changed.enter_context(_replaced(optimizer, *_infinite_norm(optimizer)))
+        engine.step()
+    if norm is None:
+        applied, norm = engine.was_step_applied(), gradient_norm(engine)
+        if not applied:
+            _forget_gradients(optimizer)
+    assert norm is not None
+    assert not (applied and leave_out)
+    return Update(applied, norm, engine.fp16_enabled() and not applied and not leave_out)
+
+
+def _clip(engine: DeepSpeedEngine, norm: float) -> Callable[[], None]:
+    """What DeepSpeed does at stage 0, less a second pass over the gradients for their norm."""
+
+    def clip() -> None:
+        torch.nn.utils.clip_grads_with_norm_(
+            engine.module.parameters(), engine.gradient_clipping(), torch.tensor(norm)
+        )
+
+    return clip
+
+
+def _nothing() -> None:
+    """Instead of a step."""
+
+
+def _infinite_norm(optimizer: Any) -> tuple[str, Callable[..., Any]]:
+    """Where one of DeepSpeed's ZeRO optimizers asks for the gradient norm; and inf as the answer.
+
+    It then takes its own way out: clears what it gathered, and leaves the step out.
+    """
+    infinite = torch.tensor(math.inf)
+    if isinstance(optimizer, BF16_Optimizer):
+        return "get_grads_for_norm", lambda **_: ([infinite], {})
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return "_get_norm_groups", lambda: [infinite]
+    return "scaled_global_norm", lambda: infinite
+
+
+def _forget_gradients(optimizer: Any) -> None:
+    """What DeepSpeed 0.19.8 forgets to forget at stages 1 and 2 with an offloaded optimizer.
+
+    Sums of 16-bit gradients in fp32 stay there after a step that is left out, and the next step's
+    are added to them: after one NaN no step is ever taken again.
+    """
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """One object's method is another function for a while."""
+    assert callable(getattr(owner, name))
+    assert name not in vars(owner)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

@@ -1,0 +1,73 @@
+"""What can be typed after `launch/train.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2_ds.config.errors import user_error
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """How a job begins, where it is not simply to go on.
+
+    Args:
+        strict: a damaged checkpoint is an error; otherwise the one before it is taken.
+        skip_samples: `a:b` words: samples to leave out from now on.
+        replay_step: take this one past step again, and change nothing; None: train.
+    """
+
+    strict: bool = False
+    skip_samples: Sequence[str] = ()
+    replay_step: int | None = None
+
+    def check(self, steps: int) -> None:
+        """Refuse what no run of so many steps can do.
+
+        Raises:
+            UserError: the step to replay is not one of the run's.
+        """
+        if self.replay_step is not None and not 1 <= self.replay_step <= steps:
+            raise user_error(
+                f"--replay {self.replay_step}",
+                "no step of this run",
+                f"It has steps 1 to {steps}.",
+            )
+
+
+TRAIN = StartOptions()
+"""Simply go on."""
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What was typed."""
+    parser = argparse.ArgumentParser(
+        description="Train a recipe. The same command, given again, goes on with the run.",
+        epilog="example: deepspeed launch/train.py --recipe recipes/quickstart.yaml "
+        "--set optimizer.lr=1e-3 --run-dir runs/lr_1e-3. Exit codes: 0 done, 1 the run failed, 2 "
+        "the input is wrong, 75 stopped by a signal and saved: give the same command again.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--recipe", type=Path, required=True, help="what to train: a file of recipes/")
+    add("--template", type=Path, help="how to shard it: a file of ds_configs/ (the recipe's own)")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
+    add("--run-dir", type=Path, help="where the run is written (runs/<recipe name>)")
+    add("--max-steps", type=int, metavar="N", help="stop after step N; the schedule stays")
+    add("--expect-ranks", type=int, metavar="N", help="refuse to start with another number")
+    add("--restarts", type=int, default=0, metavar="N", help="start again after a failure, N times")
+    add("--strict", action="store_true", help="a damaged checkpoint ends the job (go back one)")
+    add(
+        "--skip-samples",
+        action="append",
+        default=[],
+        metavar="A:B",
+        help="leave out samples A up to B, not B itself, of the order of training from now on",
+    )
+    add("--replay", type=int, metavar="STEP", help="take one past step again, and change nothing")
+    add("--dry-run", action="store_true", help="print every value, its origin, what follows; stop")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser.parse_args(words)

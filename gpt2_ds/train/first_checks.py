@@ -1,0 +1,67 @@
+"""What is checked, with all ranks there, before a model is built."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.launcher import nodes, rank, world_size
+from gpt2_ds.config.recipe import Dtype
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.data.corpus import Corpus
+from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
+from gpt2_ds.parallel.process_group import device_title, supports
+from gpt2_ds.train.terminal import say
+
+
+def verify_together(corpus: Corpus) -> None:
+    """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective.
+
+    Raises:
+        UserError: a shard is damaged, or the ranks see different datasets at one path.
+    """
+    faults: tuple[Fault, ...] = ()
+    try:
+        corpus.verify(rank(), world_size())
+    except UserError as error:
+        faults = error.faults
+    found = gathered((corpus.fingerprint, faults))
+    if others := [i for i, (seen, _) in enumerate(found) if seen != found[0][0]]:
+        faults = (
+            Fault(
+                ", ".join(dataset.address for dataset in corpus.datasets.values()),
+                f"rank {others[0]} sees other data there than rank 0",
+                "Copy one dataset to every machine, or put it on a disk that all share.",
+            ),
+        )
+        raise UserError(*faults)
+    if any(part for _, part in found):
+        raise UserError(*(fault for _, part in found for fault in part))
+
+
+def check_dtype(plan: RunPlan) -> None:
+    """Refuse a number format that this device cannot train in.
+
+    Raises:
+        UserError: names those that it can.
+    """
+    dtype, formats = plan.recipe.precision.dtype, get_args(Dtype)
+    if not supports(dtype):
+        raise user_error(
+            plan.loaded.where("precision.dtype"),
+            f"{dtype} cannot be trained on {device_title()}",
+            f"Set it to {' or '.join(name for name in formats if supports(name))}.",
+        )
+
+
+def use_cpu_adam(plan: RunPlan) -> bool:
+    """DeepSpeedCPUAdam under offload, where its op can be built; torch's AdamW otherwise."""
+    if plan.template.zero_optimization.offload_optimizer is None:
+        return False
+    if not can_build():
+        say("optimizer: torch's AdamW on the host; DeepSpeedCPUAdam needs a C++ compiler and ninja")
+        return False
+    say("optimizer: DeepSpeedCPUAdam; compiling it takes a few minutes the first time")
+    clear_stale_lock("cpu_adam", nodes=nodes())
+    return True

@@ -1,0 +1,131 @@
+"""What goes wrong while a run trains: seen, written down, and ended where it must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.data.samples import Samples
+from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.process_group import host_group
+from gpt2_ds.parallel.replicas import Replicas
+from gpt2_ds.parallel.update import Update
+from gpt2_ds.train.checkpoint import Checkpoints
+from gpt2_ds.train.ledger import Event, Ledger
+from gpt2_ds.train.loss_watch import LossWatch
+from gpt2_ds.train.slow_ranks import SlowRanks
+from gpt2_ds.train.stop_request import StopRequest
+from gpt2_ds.train.terminal import say
+from gpt2_ds.train.watchdog import Watchdog
+
+_SLOW_RANKS_INTERVAL_STEPS = 10
+
+
+class Health:
+    """Watches one run on this rank, and tells the other ranks where they must know.
+
+    Args:
+        plan: the run.
+        engine: whose weights are compared between ranks.
+        samples: their order, to say what a step was trained on.
+        ledger: where findings are written.
+        stop: signals that this rank got.
+        watchdog: finds ranks that hang or died.
+        hosts: name of each rank's host, by rank.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        engine: Any,
+        samples: Samples,
+        ledger: Ledger,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        hosts: list[str],
+    ) -> None:
+        self._plan, self._samples = plan, samples
+        self._ledger, self._stop, self._watchdog = ledger, stop, watchdog
+        self._losses = LossWatch(plan.recipe.health)
+        self._slow_ranks = SlowRanks(hosts)
+        self._replicas = Replicas(engine, host_group())
+        self._first = True
+
+    @property
+    def stop_asked(self) -> bool:
+        """This rank was asked to stop."""
+        return self._stop.reason is not None
+
+    def stop_reasons(self) -> str:
+        """Who asked which rank to stop. Collective."""
+        reasons = [(i, reason) for i, reason in enumerate(gathered(self._stop.reason)) if reason]
+        return ", ".join(f"rank {i}: {reason}" for i, reason in reasons)
+
+    def mark(self, step: int, doing: str) -> None:
+        """This rank goes on: tell the watchdog with what."""
+        self._watchdog.mark(step, doing)
+
+    def before_update(self, step: int) -> None:
+        """Compare replicas when it is time to, as the forward has used them. Collective.
+
+        Raises:
+            RunError: a rank's weights are not those of the others.
+        """
+        self.mark(step, "updating")
+        if not self._replicas_due(step - 1) or self._first:
+            return
+        if found := self._replicas.check():
+            for sentence in found:
+                self._note("replica", step, sentence)
+            raise RunError(
+                f"{self._plan.run_dir}: {'; '.join(found)}. Its memory or its device may be "
+                "faulty: leave that host out. The same command goes on from the last checkpoint."
+            )
+
+    def after_step(self, step: int, own_seconds: float) -> None:
+        """Look for slow ranks, at the same steps on all of them. Collective.
+
+        Args:
+            step: that was just taken.
+            own_seconds: that this rank spent on data and forward, without waiting for others.
+        """
+        if self._replicas_due(step):
+            self._replicas.remember()
+        if not self._first:  # the first step compiles and fills caches
+            self._slow_ranks.add(own_seconds)
+        self._first = False
+        if step % _SLOW_RANKS_INTERVAL_STEPS == 0:
+            for sentence in self._slow_ranks.names():
+                say(f"warning: {sentence}")
+                self._note("slow_rank", step, sentence)
+
+    def look_at(self, step: int, loss: float, update: Update, checkpoints: Checkpoints) -> None:
+        """Write down a step whose update was left out, and a loss that jumped. Collective.
+
+        Raises:
+            RunError: too many updates in a row were left out; what was saved is complete.
+        """
+        size = self._plan.derived.global_batch_size
+        first, end = self._samples.samples_of_step(step, size)
+        batch = f"samples {first}:{end}"
+        if update.faulty:
+            norm = update.gradient_norm
+            reason = f"loss {loss}, gradient norm {norm}; {batch}; the update was left out"
+            say(f"warning: step {step}: {reason}")
+            self._note("skip_update", step, reason)
+        try:
+            for sentence in self._losses.observe(step, loss, not update.faulty):
+                say(f"warning: {sentence}; {batch}")
+                self._note("loss_spike", step, f"{sentence}; {batch}")
+        except RunError:
+            checkpoints.finish()  # every rank is here: what is being written becomes complete
+            raise
+
+    def _replicas_due(self, step: int) -> bool:
+        interval = self._plan.recipe.health.replica_check_interval_steps
+        return interval > 0 and step % interval == 0
+
+    def _note(self, event: Event, step: int, reason: str) -> None:
+        tokens = step * self._plan.recipe.batch.global_batch_tokens
+        self._ledger.write(event, step=step, tokens_seen=tokens, reason=reason)

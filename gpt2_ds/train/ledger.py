@@ -1,0 +1,129 @@
+"""What happened to a run, one line each: `runs/<name>/ledger.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.launcher import rank
+
+Event = Literal[
+    "start",
+    "resume",
+    "world_size",
+    "zero_stage",
+    "skip_update",
+    "loss_spike",
+    "skip_samples",
+    "fall_back",
+    "stop",
+    "restart",
+    "slow_rank",
+    "replica",
+    "done",
+]
+
+EVENTS: dict[Event, str] = {
+    "start": "The run began at its first step.",
+    "resume": "The run went on from a checkpoint.",
+    "world_size": "It went on with another number of ranks than it was saved with.",
+    "zero_stage": "It went on at another ZeRO stage than it was saved with.",
+    "skip_update": "An update was left out: its loss or gradient was no finite number.",
+    "loss_spike": "The loss was far above that of the steps before.",
+    "skip_samples": "Samples are left out of training from now on, as asked.",
+    "fall_back": "A checkpoint was not what was saved; the one before it was taken.",
+    "stop": "A signal or a fault ended the process before the run was done.",
+    "restart": "The launcher started the run again after a failure.",
+    "slow_rank": "A rank took longer than the others for some time.",
+    "replica": "Weights that all ranks hold alike were not alike.",
+    "done": "The run took its last step.",
+}
+"""Each event and what it says."""
+
+
+class Ledger:
+    """Adds lines to a run's ledger; rank 0 writes, the others do nothing.
+
+    Args:
+        run_dir: the run's folder; must exist when the first line is written.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "ledger.jsonl"
+
+    def write(self, event: Event, *, step: int, tokens_seen: int, reason: str, **more: Any) -> None:
+        """Add one line, with time, host and process, and bring it to the disk.
+
+        Args:
+            event: which one.
+            step: optimizer steps done.
+            tokens_seen: tokens seen by them.
+            reason: why, for a person to read.
+            more: further values that JSON can hold; no finite number becomes its name.
+
+        Raises:
+            RunError: the disk is full or cannot be written to.
+        """
+        if rank() != 0:
+            return
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "event": event,
+            "step": step,
+            "tokens_seen": tokens_seen,
+            "reason": reason,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            **{name: _in_json(value) for name, value in more.items()},
+        }
+        try:
+            _append(self.path, json.dumps(line, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}). Make room on that disk, or "
+                "see who may write there; then give the same command again."
+            ) from None
+
+
+def _in_json(value: Any) -> Any:
+    """JSON has no NaN and no Infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line in one write, behind the end of a line that a killed process left unfinished."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        whole = b"\n" + line if torn else line
+        if os.write(descriptor, whole) < len(whole):
+            raise OSError(28, "No space left on device")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """All whole lines, in order; empty where there is no file.
+
+    Args:
+        path: ledger.jsonl. What a killed process left of a line is passed over.
+    """
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            found.append(event)
+    return found

@@ -1,0 +1,84 @@
+"""Watch the loss: name a spike, and end a run that no longer learns."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.recipe import HealthSection
+
+WINDOW_STEPS = 100
+FEWEST_STEPS = 20
+
+
+class LossWatch:
+    """Knows the losses of the last steps; the same on all ranks when they observe the same.
+
+    Args:
+        health: the recipe's section.
+    """
+
+    def __init__(self, health: HealthSection) -> None:
+        self._health = health
+        self._losses: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._spikes: list[float] = []
+        self._left_out: list[int] = []
+
+    def observe(self, step: int, loss: float, applied: bool) -> list[str]:
+        """Take in one optimizer step.
+
+        Args:
+            step: its number.
+            loss: nats per token, the mean of all ranks.
+            applied: the update was not left out for a fault; what fp16's loss scale leaves out is
+                no fault.
+
+        Returns:
+            A sentence where the loss is a spike: more than health.loss_spike_sigmas standard
+            deviations above the mean of the last 100 losses, once 20 are known. A spike is not
+            counted among them; 20 spikes in a row are the new level.
+
+        Raises:
+            RunError: health.max_skipped_updates updates in a row were left out.
+        """
+        if not applied:
+            self._left_out.append(step)
+            if len(self._left_out) >= self._health.max_skipped_updates:
+                raise RunError(_gave_up(self._left_out, loss))
+            return []
+        self._left_out.clear()
+        sentence = self._spike(step, loss)
+        if sentence is None:
+            self._spikes.clear()
+            self._losses.append(loss)
+            return []
+        self._spikes.append(loss)
+        if len(self._spikes) == FEWEST_STEPS:
+            self._losses = deque(self._spikes, maxlen=WINDOW_STEPS)
+            self._spikes.clear()
+        return [sentence]
+
+    def _spike(self, step: int, loss: float) -> str | None:
+        sigmas = self._health.loss_spike_sigmas
+        if sigmas == 0 or len(self._losses) < FEWEST_STEPS:
+            return None
+        mean = statistics.mean(self._losses)  # exact: equal losses are no spikes
+        deviation = statistics.pstdev(self._losses, mean)
+        if loss <= mean + sigmas * deviation:
+            return None
+        return (
+            f"step {step}: the loss {loss:.4f} is a spike: the last {len(self._losses)} had a mean "
+            f"of {mean:.4f} and a standard deviation of {deviation:.4f}"
+        )
+
+
+def _gave_up(steps: list[int], loss: float) -> str:
+    which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    n = "1 update was" if len(steps) == 1 else f"{len(steps)} updates in a row were"
+    return (
+        f"{which}: {n} left out, for a loss or gradient that is no finite number (the last loss: "
+        f"{loss}). The last checkpoint is untouched. Lower optimizer.lr; or look at the samples "
+        f"with `python launch/inspect_data.py where --recipe RECIPE --step {steps[0]}` and leave "
+        "them out with `--skip-samples a:b` (ledger.jsonl has their numbers)."
+    )

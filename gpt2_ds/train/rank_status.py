@@ -1,0 +1,182 @@
+"""What the ranks say of themselves, and what follows from it: who died, who hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gpt2_ds.config.process import Process
+
+LEFT, FAILED, DUMPED = "left", "failed", "dumped"
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """The process of a rank.
+
+    Args:
+        rank: its number.
+        host: the machine's name.
+        place: equal for two ranks that see each other's processes by number.
+        process: on that host.
+    """
+
+    rank: int
+    host: str
+    place: str
+    process: Process
+
+    @classmethod
+    def of_this_process(cls, rank: int) -> RankProcess:
+        """This one; a container of the same machine is another place."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        process = Process.find(os.getpid())
+        assert process is not None
+        place = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return cls(rank, platform.node(), place, process)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (pid {self.process.pid})"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a rank publishes.
+
+    Args:
+        beat: grows each time.
+        step: where its main thread is.
+        marks: how many points of that step it has passed.
+        doing: what it does there.
+        idle_seconds: since it passed the last one.
+        end: how it left the watch: LEFT, FAILED (by an error), DUMPED (its stacks); None: it has
+            not.
+        gone: ranks of its host whose process has ended.
+        heard: it knows that rank 0 has left, or what was found.
+    """
+
+    beat: int = 0
+    step: int = 0
+    marks: int = 0
+    doing: str = "starting"
+    idle_seconds: float = 0.0
+    end: str | None = None
+    gone: list[int] = field(default_factory=list)
+    heard: bool = False
+
+    @property
+    def where(self) -> str:
+        """Step and activity, for a message."""
+        return f"step {self.step} while {self.doing}"
+
+    def to_json(self) -> str:
+        """As it is published."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Status:
+        """As it was published."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out; the end of the job.
+
+    Args:
+        kind: a process is dead, a rank left by an error of its own, or something hangs.
+        ranks: the culprits.
+        sentence: for the user.
+    """
+
+    kind: Literal["dead", "failed", "hang"]
+    ranks: list[int]
+    sentence: str
+
+    def to_json(self) -> str:
+        """As it is published."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Finding:
+        """As it was published."""
+        return cls(**json.loads(text))
+
+
+def _advice(ranks: list[RankProcess]) -> str:
+    """What the user may do when ranks died."""
+    hosts = " and ".join(sorted({one.host for one in ranks}))
+    return (
+        f"`dmesg` on {hosts} shows whether the memory ran out. The same command goes on from the "
+        "last complete checkpoint."
+    )
+
+
+def find_end(ranks: list[RankProcess], statuses: list[Status]) -> Finding | None:
+    """A rank that ended before its time: it died, or left by an error.
+
+    Args:
+        ranks: all of the job.
+        statuses: theirs, all read at one time; each holds what its rank knew of others before.
+    """
+    gone = {other for status in statuses for other in status.gone}
+    victims = [one for one in ranks if one.rank in gone and statuses[one.rank].end is None]
+    if victims:
+        said = "; ".join(
+            f"{one} was killed or died in {statuses[one.rank].where}" for one in victims
+        )
+        return Finding("dead", [one.rank for one in victims], f"{said}. {_advice(victims)}")
+    failed = [one for one in ranks if statuses[one.rank].end == FAILED]
+    if failed:
+        said = "; ".join(f"{one} failed in {statuses[one.rank].where}" for one in failed)
+        return Finding("failed", [one.rank for one in failed], f"{said}; its own message says why.")
+    return None
+
+
+def find_hang(
+    ranks: list[RankProcess],
+    statuses: list[Status],
+    silent_seconds: list[float],
+    timeout_seconds: float,
+) -> Finding | None:
+    """A rank that keeps the others waiting.
+
+    It has published nothing for too long; or a main thread has passed no point for too long, and
+    then the culprits are those that have come least far.
+
+    Args:
+        ranks: all of the job.
+        statuses: the last of each.
+        silent_seconds: since each was published.
+        timeout_seconds: how long is too long.
+    """
+    here = [one for one in ranks if statuses[one.rank].end is None]
+    silent = [one for one in here if silent_seconds[one.rank] > timeout_seconds]
+    if silent:
+        said = "; ".join(
+            f"{one} is stopped or stuck: nothing was heard of it for "
+            f"{silent_seconds[one.rank]:.0f} s, since {statuses[one.rank].where}"
+            for one in silent
+        )
+        return Finding("hang", [one.rank for one in silent], said)
+    idle = {one.rank: statuses[one.rank].idle_seconds + silent_seconds[one.rank] for one in here}
+    if max(idle.values(), default=0.0) <= timeout_seconds:
+        return None
+    places = {one.rank: (statuses[one.rank].step, statuses[one.rank].marks) for one in here}
+    last = [one for one in here if places[one.rank] == min(places.values())]
+    if len(last) == len(here) > 1:
+        said = (
+            f"all ranks hang in {statuses[last[0].rank].where}: nothing was done for "
+            f"{min(idle.values()):.0f} s"
+        )
+    else:
+        said = "; ".join(
+            f"{one} hangs in {statuses[one.rank].where}: nothing was done for "
+            f"{idle[one.rank]:.0f} s"
+            for one in last
+        )
+    return Finding("hang", [one.rank for one in last], said)

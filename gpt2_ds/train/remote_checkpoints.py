@@ -1,0 +1,273 @@
+"""Copies of a run's checkpoints at an address: each one is complete, or it is not there."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpt2_ds.config.errors import RunError
+from gpt2_ds.data.claimed_file import writing
+from gpt2_ds.data.durable_file import sync, write_durably
+from gpt2_ds.data.remote_source import Stopped
+from gpt2_ds.train.checkpoint_manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    FileRecord,
+    is_inside,
+    is_whole,
+    parse_manifest,
+    step_name,
+)
+from gpt2_ds.train.remote_files import RemoteFiles, warn
+
+UPLOADING = "uploading.json"  # the manifest of an upload that has begun
+
+
+class Damaged(Exception):
+    """A copy is not what was uploaded; says which file, and how."""
+
+
+class RemoteCheckpoints:
+    """The checkpoints of one run under one address, through fsspec.
+
+    Where the address cannot be used, every method raises as `RemoteFiles` says.
+
+    Args:
+        address: of the run's folder: s3://, gs://, or a path.
+        attempts: how often to try in all what fails in a way that may pass.
+        first_delay_seconds: before the second attempt; doubles up to 30 seconds.
+        stall_seconds: this long without a byte, a reading has failed.
+
+    Raises:
+        UserError: nothing here knows such addresses or can write to them, or a package is missing.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        attempts: int = 8,
+        first_delay_seconds: float = 0.5,
+        stall_seconds: float = 60.0,
+    ) -> None:
+        self.files = RemoteFiles(
+            address,
+            attempts=attempts,
+            first_delay_seconds=first_delay_seconds,
+            stall_seconds=stall_seconds,
+        )
+
+    def complete(self) -> list[int]:
+        """Steps whose copy was finished, newest first. Their files are not read here."""
+        return [step for step in self._steps() if self.files.has(f"{step_name(step)}/{MANIFEST}")]
+
+    def upload(self, checkpoint: Path) -> None:
+        """Copy a step directory: its files, and the manifest once they are all there.
+
+        What an earlier upload of the same checkpoint has sent is not sent again.
+
+        Raises:
+            RunError: the checkpoint is damaged, or what was copied is not there.
+        """
+        raw, manifest = _local_manifest(checkpoint)
+        folder = checkpoint.name
+        if self.files.read(f"{folder}/{MANIFEST}") == raw:
+            return
+        sent: dict[str, int] = {}
+        if self.files.read(f"{folder}/{UPLOADING}") == raw:
+            sent = self.files.sizes(folder)
+        else:  # of another checkpoint of this step: equal sizes would say nothing
+            self._remove(folder)
+            self.files.write(f"{folder}/{UPLOADING}", raw)
+        for name, record in manifest.files.items():
+            if not is_inside(checkpoint, name) or not (checkpoint / name).is_file():
+                raise RunError(f"{checkpoint / name}: not there; the checkpoint is not copied.")
+            if sent.get(name) != record.bytes:
+                self.files.send(checkpoint / name, f"{folder}/{name}")
+        sizes = self.files.sizes(folder)
+        for name, record in manifest.files.items():
+            if sizes.get(name) != record.bytes:
+                where = self.files.at(f"{folder}/{name}")
+                raise RunError(f"{where}: {_how(sizes.get(name), record)} once it was copied.")
+        self.files.write(f"{folder}/{MANIFEST}", raw)
+        self.files.remove(f"{folder}/{UPLOADING}")
+
+    def fetch(self, step: int, run_dir: Path) -> Path:
+        """Copy a step directory to this machine: complete, right and on the disk, or not there.
+
+        Args:
+            step: one of `complete()`.
+            run_dir: the run; the checkpoint comes into its folder of checkpoints.
+
+        Returns:
+            The step directory. What had its name and was no complete checkpoint is set aside.
+
+        Raises:
+            Damaged: the copy is not what was uploaded.
+            RunError: this machine's disk is full, or fails.
+        """
+        name = step_name(step)
+        raw = self.files.read(f"{name}/{MANIFEST}") or b""
+        manifest = parse_manifest(raw)
+        if manifest is None or manifest.step != step:
+            raise Damaged(f"{self.files.at(f'{name}/{MANIFEST}')}: damaged")
+        partial = run_dir / "checkpoints" / f"{name}.tmp"
+        with writing(partial, 0):
+            if partial.is_symlink():
+                partial.unlink()
+            partial.mkdir(parents=True, exist_ok=True)
+        sizes = self.files.sizes(name)
+        for file, record in manifest.files.items():
+            where = self.files.at(f"{name}/{file}")
+            if not is_inside(partial, file) or sizes.get(file) != record.bytes:
+                raise Damaged(f"{where}: {_how(sizes.get(file), record)}")
+        for file, record in manifest.files.items():
+            if is_whole(partial, file, record):  # of a fetch that was broken off
+                continue
+            came = self.files.fetch(f"{name}/{file}", partial / file, record.bytes)
+            if came != record.sha256:
+                where = self.files.at(f"{name}/{file}")
+                raise Damaged(f"{where}: sha256 {came}, expected {record.sha256}")
+        with writing(partial, len(raw)):
+            return _finished(partial, manifest, raw)
+
+    def fetch_newest(self, run_dir: Path) -> Path | None:
+        """Fetch the newest checkpoint whose copy is right; damaged ones are named.
+
+        Returns:
+            The step directory; None: there is no copy.
+
+        Raises:
+            RunError: all copies are damaged; or this machine's disk is full, or fails.
+        """
+        steps = self.complete()
+        for step in steps:
+            try:
+                return self.fetch(step, run_dir)
+            except Damaged as damaged:
+                warn(f"{damaged}; going back one checkpoint")
+        if steps:
+            raise RunError(
+                f"{self.files.address}: all {len(steps)} checkpoints are damaged. Restore a copy, "
+                "or take checkpoint.copy_to out of the recipe to begin at step 0."
+            )
+        return None
+
+    def prune(self, keep: Iterable[int]) -> None:
+        """Delete the copies of all other steps, finished or not; never the newest complete one."""
+        kept = {*keep, *self.complete()[:1]}
+        for step in self._steps():
+            if step not in kept:
+                self._remove(step_name(step))
+
+    def _remove(self, folder: str) -> None:
+        self.files.remove(f"{folder}/{MANIFEST}")  # first: now it is no checkpoint
+        self.files.remove(folder)
+
+    def _steps(self) -> list[int]:
+        matches = (re.fullmatch("step_([0-9]{8,})", name) for name in self.files.names())
+        return sorted({int(match[1]) for match in matches if match}, reverse=True)
+
+
+def _local_manifest(checkpoint: Path) -> tuple[bytes, CheckpointManifest]:
+    path = checkpoint / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}; the checkpoint is not copied.") from error
+    if (manifest := parse_manifest(raw)) is None:
+        raise RunError(f"{path}: damaged; the checkpoint is not copied.")
+    return raw, manifest
+
+
+def _finished(partial: Path, manifest: CheckpointManifest, raw: bytes) -> Path:
+    """Give a fetched folder, whose files are on the disk, its manifest and its name."""
+    final = partial.with_name(step_name(manifest.step))
+    write_durably(partial / MANIFEST, [raw])
+    for folder in {(partial / file).parent for file in manifest.files}:
+        sync(folder)
+    if final.is_symlink() or final.exists():  # it was not complete: nothing is fetched then
+        final.rename(final.with_name(f"{final.name}.damaged-{time.time_ns()}"))
+    partial.rename(final)
+    sync(final.parent)
+    return final
+
+
+def _how(n_bytes: int | None, record: FileRecord) -> str:
+    return "not there" if n_bytes is None else f"{n_bytes} bytes, expected {record.bytes}"
+
+
+class Uploader:
+    """Uploads in a thread of its own, one checkpoint at a time; the newest waits, older ones go.
+
+    A failure is said once and kept in `failure`; training goes on.
+
+    Args:
+        remote: where the copies go.
+    """
+
+    def __init__(self, remote: RemoteCheckpoints) -> None:
+        self.failure: str | None = None  # of the last upload; None: it is complete
+        self._remote = remote
+        self._change = threading.Condition()
+        self._busy: Path | None = None
+        self._waiting: tuple[Path, frozenset[int] | None] | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="checkpoint-copy", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> Path | None:
+        """The step directory that is being read; leave it where it is."""
+        with self._change:
+            return self._busy
+
+    def submit(self, checkpoint: Path, keep: Iterable[int] | None = None) -> None:
+        """Upload a complete step directory after the one that is under way.
+
+        Args:
+            checkpoint: the step directory. One that waited in its place is forgotten.
+            keep: steps whose copies stay, once this one is complete; None: all stay.
+        """
+        with self._change:
+            self._waiting = checkpoint, None if keep is None else frozenset(keep)
+            self._change.notify_all()
+
+    def close(self, wait_seconds: float = 600.0) -> None:
+        """Finish what was submitted, as far as time allows; the next upload goes on from there."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._thread.join(wait_seconds)
+        if self._thread.is_alive():
+            self._remote.files.stop.set()
+            warn(f"{self._remote.files.address}: the copy of the newest checkpoint is not complete")
+
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            checkpoint, keep = task
+            self.failure = self._try(checkpoint, keep)
+            with self._change:
+                self._busy = None
+
+    def _next(self) -> tuple[Path, frozenset[int] | None] | None:
+        with self._change:
+            self._change.wait_for(lambda: self._waiting is not None or self._closed)
+            task, self._waiting = self._waiting, None
+            self._busy = task[0] if task else None
+            return task
+
+    def _try(self, checkpoint: Path, keep: frozenset[int] | None) -> str | None:
+        try:
+            self._remote.upload(checkpoint)
+            if keep is not None:
+                self._remote.prune(keep)
+        except Stopped:
+            return "the run ended before the copy was complete"
+        except Exception as error:  # whatever it is, it must be seen
+            warn(f"{error} There is no copy of {checkpoint.name}; training goes on.")
+            return str(error)
+        return None

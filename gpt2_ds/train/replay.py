@@ -1,0 +1,61 @@
+"""Take one past step again, for looking into it; nothing of the run is changed."""
+
+from __future__ import annotations
+
+import json
+
+from gpt2_ds.config.errors import user_error
+from gpt2_ds.train.checkpoint import Progress
+from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
+from gpt2_ds.train.loop import Run, take_step
+from gpt2_ds.train.terminal import say
+
+
+def replay(run: Run, start: Progress, step: int) -> float:
+    """Go from the checkpoint that was loaded to `step`, and say what that step gives.
+
+    Args:
+        run: ready to step, from a checkpoint before `step`, or from the first weights.
+        start: where it stands.
+        step: the one that is looked into.
+
+    Returns:
+        Its loss, nats per token.
+
+    Raises:
+        UserError: no checkpoint before it is left.
+    """
+    plan = run.plan
+    if start.step == 0 and step > 1:
+        steps = [manifest.step + 1 for _, manifest in complete_checkpoints(plan.run_dir)]
+        raise user_error(
+            f"--replay {step}",
+            "no checkpoint before it is left",
+            f"From one: {', '.join(map(str, sorted(steps))) or 'none'}, and the steps after it.",
+        )
+    progress = start
+    while progress.step < step:
+        taken = take_step(run, progress)
+        progress = Progress(
+            progress.step + 1, progress.samples_seen + plan.derived.global_batch_size
+        )
+    first, end = run.samples.samples_of_step(step, plan.derived.global_batch_size)
+    norm, applied = taken.update.gradient_norm, taken.update.applied
+    say(
+        f"step {step} again, from step {start.step}: loss {taken.loss:.17g}  gradient norm "
+        f"{norm:.17g}  learning rate {taken.learning_rate:.17g}  samples {first}:{end}"
+        f"{'' if applied else '  (update left out)'}"
+    )
+    say(f"then, in {plan.run_dir / 'metrics.jsonl'}: {_then(run, step)}")
+    say(f"python launch/inspect_data.py where --recipe {plan.loaded.file} --step {step}")
+    return taken.loss
+
+
+def _then(run: Run, step: int) -> str:
+    """The line that the run wrote for a step."""
+    path = run.plan.run_dir / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        values = json.loads(line)
+        if values["step"] == step and "loss" in values:
+            return f"loss {values['loss']}  gradient norm {values.get('gradient_norm')}"
+    return "no line of this step"

@@ -1,0 +1,81 @@
+"""`--skip-samples a:b`: leave samples out of training from now on, and write it down."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpt2_ds.config.errors import Fault, UserError
+from gpt2_ds.data.durable_file import write_durably
+from gpt2_ds.data.skipped import SKIPPED_FILE, Ranges, Skipped, merged, read_skipped
+
+_RANGE = re.compile(r"([0-9]{1,18}):([0-9]{1,18})")
+
+
+def parse_ranges(words: Iterable[str]) -> Ranges:
+    """The ranges that a user typed.
+
+    Args:
+        words: each `a:b`, samples a to b - 1 of the training order.
+
+    Raises:
+        UserError: one is no such range, or holds no sample.
+
+    >>> parse_ranges(["16:24", "100:101"])
+    ((16, 24), (100, 101))
+    """
+    ranges: list[tuple[int, int]] = []
+    faults: list[Fault] = []
+    for word in words:
+        found = _RANGE.fullmatch(word)
+        first, end = (int(found[1]), int(found[2])) if found else (0, 0)
+        if found is None:
+            what, fix = "is no range of samples", "Write a:b, two whole numbers from 0 on."
+        elif first >= end:
+            what = "holds no sample: the second number is one behind the last one left out"
+            fix = f"{first}:{first + 1} is sample {first} alone."
+        else:
+            ranges.append((first, end))
+            continue
+        faults.append(Fault(f"--skip-samples {word}", what, fix))
+    if faults:
+        raise UserError(*faults)
+    return tuple(ranges)
+
+
+def add_skipped(
+    run_dir: Path, wanted: Iterable[tuple[int, int]], samples_seen: int
+) -> tuple[Ranges, Ranges]:
+    """Leave more samples out of a run from now on, and write it down; on one rank.
+
+    Args:
+        run_dir: the run's folder.
+        wanted: (first, one behind the last) of each; what is left out already is fine.
+        samples_seen: how many the run has been trained on.
+
+    Returns:
+        All ranges that the run leaves out now, merged; and those of `wanted` that are new.
+
+    Raises:
+        UserError: a range begins before the sample at which the run now stands.
+    """
+    known = read_skipped(run_dir)
+    fresh = tuple(each for each in wanted if merged([*known, each]) != known)
+    now = Skipped(known).sample(samples_seen)
+    faults = [
+        Fault(
+            f"--skip-samples {first}:{end}",
+            f"the run stands at sample {now}, and was trained on those before it",
+            f"Use {now}:{end}." if end > now else f"Begin at {now} or later.",
+        )
+        for first, end in fresh
+        if first < now
+    ]
+    if faults:
+        raise UserError(*faults)
+    ranges = merged([*known, *fresh])
+    if fresh:
+        write_durably(run_dir / SKIPPED_FILE, [json.dumps(ranges).encode() + b"\n"])
+    return ranges, fresh

@@ -1,0 +1,87 @@
+"""Which ranks make the others wait."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+import torch.distributed as dist
+
+from gpt2_ds.config.launcher import rank
+from gpt2_ds.parallel.process_group import host_group
+
+_SHARE_OF_MEDIAN = 0.25
+_SECONDS = 0.05
+
+
+class SlowRanks:
+    """Compares the ranks' own times: waiting for data and the forward pass, not the others.
+
+    A rank is slow when its time in a step is above the median rank's by more than 25 % of it and by
+    more than 0.05 s. A rank's longest step does not count: a file that is opened or one pause of
+    the machine is no slow rank. Ten steps of 0.2 s too much are; so are two seconds in every
+    fourth.
+
+    Args:
+        hosts: name of each rank's host, by rank.
+    """
+
+    def __init__(self, hosts: list[str]) -> None:
+        self._hosts = hosts
+        self._known: set[int] = set()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._n_steps, self._sum, self._longest = 0, 0.0, 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a step.
+
+        Args:
+            seconds: that this rank took by itself in it.
+        """
+        self._n_steps += 1
+        self._sum += seconds
+        self._longest = max(self._longest, seconds)
+
+    def names(self) -> list[str]:
+        """A sentence for each rank that has become slow in the steps since the last call.
+
+        Collective; the same on every rank. A rank that stays slow is named once, until a call finds
+        that it is no longer slow.
+        """
+        others = self._n_steps - 1
+        mine = (self._sum - self._longest) / others if others > 0 else self._sum
+        self._clear()
+        everyone = torch.zeros(len(self._hosts), dtype=torch.float64)
+        everyone[rank()] = mine
+        dist.all_reduce(everyone, group=host_group())
+        return self._compare(everyone.tolist())
+
+    def _compare(self, seconds: list[float]) -> list[str]:
+        """The sentences, from the seconds of a step of each rank."""
+        slow = slow_ranks(seconds)
+        new = [one for one in slow if one not in self._known]
+        self._known = set(slow)
+        median = statistics.median_low(seconds)
+        return [
+            f"rank {one} on {self._hosts[one]} takes {seconds[one] - median:.2f} s a step longer "
+            f"than the median rank ({median:.2f} s)"
+            for one in new
+        ]
+
+
+def slow_ranks(seconds: list[float]) -> list[int]:
+    """The ranks that are above the median by too much; of two ranks, the median is the faster.
+
+    Args:
+        seconds: of a step, by rank.
+
+    >>> slow_ranks([0.05, 0.06, 0.25, 0.05])
+    [2]
+    >>> slow_ranks([0.05, 0.25])
+    [1]
+    """
+    median = statistics.median_low(seconds)
+    limit = median + max(_SECONDS, _SHARE_OF_MEDIAN * median)
+    return [one for one, own in enumerate(seconds) if own > limit]

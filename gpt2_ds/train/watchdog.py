@@ -1,0 +1,300 @@
+"""Says which rank died or hangs, and ends a job that cannot go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from gpt2_ds.config.errors import EXIT_RUN_FAILED
+from gpt2_ds.train.rank_status import (
+    DUMPED,
+    FAILED,
+    LEFT,
+    Finding,
+    RankProcess,
+    Status,
+    find_end,
+    find_hang,
+)
+from gpt2_ds.train.stacks import Stacks, end_with_stacks
+
+_PERIOD_SECONDS = 0.5
+_CONNECT_TIMEOUT = timedelta(seconds=60)
+_NO_TIMEOUT = timedelta(days=365)  # a stopped rank 0 must not make the store print; see _look
+_OVERSLEPT_SECONDS = 5.0
+_DEAD_GRACE_SECONDS = 3.0
+_FAILED_GRACE_SECONDS = 6.0
+_WHAT_HAPPENED_SECONDS = 4.0
+_HEARD_SECONDS = 3.0
+_FINDING = "finding"
+
+
+class Watchdog:
+    """Watches all ranks from a thread of each; collective to make, before anything can hang.
+
+    Every half second a rank publishes where its main thread is, and looks whether the processes of
+    its host's other ranks still live. Rank 0 reads them all. What it finds ends the job:
+
+    - A rank is dead, or left by an error of its own. The main threads get a few seconds to notice
+      it themselves (gloo raises; see `what_happened`). Then the job ends with a message.
+    - Nothing is heard of a rank, or a main thread marks nothing, for `timeout_seconds`. All ranks
+      write the stacks of all threads into logs/ and end; a stopped one of the same host is woken.
+
+    Time is that of this process: when the whole machine or job was suspended, the count begins
+    anew.
+
+    Args:
+        run_dir: of the run.
+        timeout_seconds: longer than any two marks are apart in a sound run; shorter than the
+            timeout of torch's collectives, or those end first.
+    """
+
+    def __init__(self, run_dir: Path, timeout_seconds: float) -> None:
+        self._beat = 0
+        self._rank, world_size = dist.get_rank(), dist.get_world_size()
+        self._timeout_seconds = timeout_seconds
+        self._overslept_seconds = min(_OVERSLEPT_SECONDS, timeout_seconds / 2)
+        self._stacks = Stacks(run_dir / "logs" / f"stacks_rank_{self._rank:05d}.txt")
+        port = 0
+        if self._rank == 0:
+            self._store = _open_store(port)
+            port = self._store.port
+            self._store.set(_FINDING, "")
+            for other in range(world_size):
+                self._store.set(f"status/{other}", Status().to_json())
+        mine = (RankProcess.of_this_process(self._rank), port)
+        everyone = [mine] * world_size
+        dist.all_gather_object(everyone, mine)
+        self._ranks = [process for process, _ in everyone]
+        if self._rank != 0:
+            self._store = _open_store(everyone[0][1])
+        self._store.set_timeout(_NO_TIMEOUT)
+        place = mine[0].place
+        self._neighbours = [
+            one for one in self._ranks if one.place == place and one.rank != self._rank
+        ]
+        self._mark = (0, 0, "starting", time.monotonic())
+        self._statuses = [Status()] * world_size
+        self._count_anew(time.monotonic())
+        self._gone: list[int] = []
+        self._end: str | None = None
+        self._end_published, self._wake, self._left = (threading.Event() for _ in range(3))
+        self._finding: Finding | None = None
+        self._told = self._store_lost = False
+
+    def __enter__(self) -> Watchdog:
+        """Begin to watch."""
+        self._stacks.open()
+        self._count_anew(time.monotonic())
+        for work in (self._exchange, self._watch):
+            threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the watch: what this process does after it is no death and no hang."""
+        self._end = LEFT if kind is None else FAILED
+        self._wake.set()
+        self._end_published.wait(_HEARD_SECONDS)
+        if self._rank == 0:
+            self._wait_until_heard()
+        self._left.set()
+        self._wake.set()
+        self._stacks.close()
+
+    def mark(self, step: int, doing: str) -> None:
+        """Say that the main thread has come to another point. Costs less than a microsecond.
+
+        Every rank marks the same points in the same order: of two ranks, the one with fewer marks
+        in a step is held to be behind.
+
+        Args:
+            step: being taken, from 1.
+            doing: what comes now, to read behind "while": "waiting for data".
+        """
+        last = self._mark
+        self._mark = (step, last[1] + 1 if last[0] == step else 1, doing, time.monotonic())
+
+    def what_happened(self, error: BaseException) -> str | None:
+        """Which rank's end explains an error out of a collective; for the main thread.
+
+        Takes up to four seconds. After a sentence, this thread has to end the process.
+
+        Args:
+            error: what was raised.
+
+        Returns:
+            A sentence that names the rank; None when all live, or the error came from elsewhere.
+        """
+        from_elsewhere = isinstance(error, torch.OutOfMemoryError) or not isinstance(
+            error, RuntimeError
+        )
+        end = time.monotonic() + (0.0 if from_elsewhere else _WHAT_HAPPENED_SECONDS)
+        while True:
+            if self._finding is not None and self._finding.kind != "hang":
+                self._told = True
+                return self._finding.sentence
+            if time.monotonic() >= end:
+                return None
+            self._wake.set()
+            time.sleep(0.05)
+
+    def _count_anew(self, now: float) -> None:
+        self._counting_from = self._heard_at = self._awake_at = now
+        self._changed = [now] * len(self._ranks)  # when each status came
+
+    def _now(self) -> float:
+        """The time; whichever thread first wakes from a long sleep counts anew."""
+        if (now := time.monotonic()) - self._awake_at > self._overslept_seconds:
+            self._count_anew(now)
+        self._awake_at = now
+        return now
+
+    # The thread that talks to the store. A call there takes as long as rank 0 is stopped.
+
+    def _exchange(self) -> None:
+        while not self._left.is_set():
+            rank_0 = self._ranks[0]
+            if rank_0 in self._neighbours and not rank_0.process.lives():
+                self._store_lost = True  # asking it would only make torch print
+                return
+            try:
+                self._exchange_once()
+            except RuntimeError:
+                self._store_lost = True
+                return
+            self._wake.wait(_PERIOD_SECONDS)
+            self._wake.clear()
+
+    def _exchange_once(self) -> None:
+        end = self._end
+        if self._finding is not None:
+            self._store.set(_FINDING, self._finding.to_json())
+        self._store.set(f"status/{self._rank}", self._status(end).to_json())
+        read = range(len(self._ranks)) if self._rank == 0 else range(1)
+        found, *texts = self._store.multi_get([_FINDING, *(f"status/{one}" for one in read)])
+        now = time.monotonic()
+        for one, text in zip(read, texts, strict=True):
+            status = Status.from_json(text)
+            if status.beat != self._statuses[one].beat:
+                self._changed[one] = now
+            self._statuses[one] = status
+        self._heard_at = now
+        if end is not None:
+            self._end_published.set()
+        if self._finding is None:
+            if found:
+                self._finding = Finding.from_json(found)
+            elif self._rank == 0:
+                self._finding = find_end(self._ranks, self._statuses)
+
+    def _status(self, end: str | None) -> Status:
+        self._beat += 1
+        step, marks, doing, marked = self._mark
+        return Status(
+            beat=self._beat,
+            step=step,
+            marks=marks,
+            doing=doing,
+            idle_seconds=self._now() - max(marked, self._counting_from),
+            end=end,
+            gone=self._gone,
+            heard=self._statuses[0].end is not None or self._finding is not None,
+        )
+
+    def _wait_until_heard(self) -> None:
+        """On rank 0, which holds the store: until no other rank waits for it, or some seconds."""
+        end = time.monotonic() + _HEARD_SECONDS
+        while time.monotonic() < end:
+            others = (
+                status.heard or status.end is not None or one.rank in self._gone
+                for one, status in zip(self._ranks[1:], self._statuses[1:], strict=True)
+            )
+            if all(others):
+                return
+            self._wake.set()
+            time.sleep(0.05)
+
+    # The thread that judges. It never waits for another process.
+
+    def _watch(self) -> None:
+        while not self._left.wait(_PERIOD_SECONDS):
+            now = self._now()
+            gone = [one.rank for one in self._neighbours if not one.process.lives()]
+            if gone != self._gone:
+                self._gone = gone
+                self._wake.set()
+            if self._finding is None:
+                self._finding = self._look(now)
+            if self._finding is not None:
+                self._wake.set()
+                return self._end_job(self._finding)
+
+    def _look(self, now: float) -> Finding | None:
+        """What can be found without asking: by rank 0 about all, by the others about rank 0."""
+        if self._rank == 0:
+            silent = [0.0, *(now - changed for changed in self._changed[1:])]
+            return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
+        status = self._statuses[0]
+        if self._store_lost and status.end is None:
+            return find_end(self._ranks, [status, Status(gone=[0]), *self._statuses[2:]])
+        if not self._store_lost and now - self._heard_at > self._timeout_seconds:
+            silent = [now - self._heard_at] + [0.0] * (len(self._ranks) - 1)
+            return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
+        return None
+
+    def _end_job(self, finding: Finding) -> None:
+        if finding.kind == "hang":
+            return self._end_hang(finding)
+        grace = _DEAD_GRACE_SECONDS if finding.kind == "dead" else _FAILED_GRACE_SECONDS
+        if self._left.wait(grace) or self._told:
+            return  # the main thread ends this process, and says why
+        self._print(finding, finding.sentence)
+        os._exit(EXIT_RUN_FAILED)
+
+    def _end_hang(self, finding: Finding) -> None:
+        self._stacks.dump(str(self._ranks[self._rank]))
+        self._end = DUMPED
+        where = f"The stacks of all ranks are in {self._stacks.path.parent}."
+        limit = f"health.timeout_seconds is {self._timeout_seconds:g}."
+        self._print(finding, f"{finding.sentence}. {where} {limit}")
+        self._wake.set()
+        here = [self._rank, *(one.rank for one in self._neighbours)]
+        if self._rank == min((one for one in here if one not in finding.ranks), default=-1):
+            end_with_stacks([one.process for one in self._neighbours if one.rank in finding.ranks])
+        self._end_published.wait(_HEARD_SECONDS)
+        if self._rank == 0:
+            self._wait_until_heard()
+        os._exit(EXIT_RUN_FAILED)
+
+    def _print(self, finding: Finding, text: str) -> None:
+        """Once: on the lowest rank that is not the culprit."""
+        others = [one.rank for one in self._ranks if one.rank not in finding.ranks]
+        if self._rank == min(others, default=0):
+            with suppress(OSError, ValueError):
+                print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def _open_store(port: int) -> TCPStore:
+    """Rank 0's store; port 0: be rank 0, and take a free one."""
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        port,
+        is_master=port == 0,
+        timeout=_CONNECT_TIMEOUT,
+        wait_for_workers=False,
+    )

@@ -1,0 +1,94 @@
+"""Processes are told apart, and a launcher is known by its command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from gpt2_ds.config.process import Process, launchers, program_of
+
+
+def find(pid: int) -> Process:
+    process = Process.find(pid)
+    assert process is not None
+    return process
+
+
+def test_this_process_and_its_parent() -> None:
+    this = find(os.getpid())
+    assert this.pid == os.getpid()
+    assert this.lives()
+    assert this.program() in {"-m", "pytest", "py.test", "-c"} or "pytest" in this.program()
+    parent = this.parent()
+    assert (parent.pid if parent else 0) == os.getppid()
+
+
+def test_the_start_is_the_one_that_ps_would_tell() -> None:
+    began = time.clock_gettime(time.CLOCK_BOOTTIME)
+    child = subprocess.Popen(["sleep", "30"])
+    seconds = find(child.pid).start_ticks / os.sysconf("SC_CLK_TCK")
+    child.kill()
+    child.wait()
+    assert began - 1 < seconds < began + 5
+
+
+def test_a_number_that_was_given_again_is_another_process() -> None:
+    this = find(os.getpid())
+    assert not replace(this, start_ticks=this.start_ticks - 1).lives()
+
+
+def test_what_ended_does_not_live_even_before_it_was_waited_for() -> None:
+    child = subprocess.Popen(["sleep", "30"])
+    process = find(child.pid)
+    assert process.lives()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays as a zombie
+    assert os.path.exists(f"/proc/{child.pid}/stat")  # noqa: PTH110
+    assert not process.lives()
+    child.wait()
+    assert not process.lives()
+    assert Process.find(child.pid) is None
+    assert process.parent() is None
+    assert process.program() == ""
+
+
+def test_a_name_with_brackets_and_spaces(tmp_path: os.PathLike[str]) -> None:
+    script = os.path.join(tmp_path, ") S 1 (")  # noqa: PTH118
+    os.symlink("/bin/sleep", script)  # noqa: PTH211
+    child = subprocess.Popen([script, "30"])
+    time.sleep(0.2)
+    parent = find(child.pid).parent()
+    assert parent is not None
+    assert parent.pid == os.getpid()
+    child.kill()
+    child.wait()
+
+
+@pytest.mark.parametrize(
+    "command, program",
+    [
+        ("deepspeed --num_gpus 2 train.py", "deepspeed"),
+        ("/venv/bin/python3.11 /venv/bin/deepspeed train.py", "deepspeed"),
+        ("python -u -m deepspeed.launcher.launch --x train.py", "deepspeed.launcher.launch"),
+        ("python -X dev -W ignore -m torch.distributed.run x.py", "torch.distributed.run"),
+        ("python launch/train.py deepspeed", "train.py"),
+        ("python -m", ""),
+        ("python", "python"),
+        ("bash -c deepspeed", "bash"),
+        ("", ""),
+    ],
+)
+def test_the_program_of_a_command(command: str, program: str) -> None:
+    assert program_of(command.split() or [""]) == program
+
+
+def test_without_a_launcher_there_is_none() -> None:
+    assert launchers(None) == []
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert launchers(find(child.pid)) == []
+    child.communicate()

@@ -1,0 +1,212 @@
+"""Real jobs for faults: started as a user starts them, watched and hurt from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY
+from tests.ranks import free_port
+from tests.small_run import SETTINGS, metrics_of
+
+TRAIN = REPOSITORY / "launch/train.py"
+
+
+class Job:
+    """A training job of some ranks, and what it printed.
+
+    Args:
+        run_dir: where it writes; its output goes to a file beside it.
+        data: a dataset of bytes.
+        settings: recipe overrides after `tests.small_run.SETTINGS`.
+        words: further words of launch/train.py.
+        ranks: processes.
+        template: of ds_configs.
+        deepspeed: through the `deepspeed` command; otherwise the ranks alone, which starts faster.
+        environment: added to this process's own.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        data: Path,
+        *settings: str,
+        words: tuple[str, ...] = (),
+        ranks: int = 2,
+        template: str = "zero1",
+        deepspeed: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        sets = [
+            part for each in (*SETTINGS, f"data.path={data}", *settings) for part in each_set(each)
+        ]
+        command = [
+            str(TRAIN),
+            *("--recipe", str(REPOSITORY / "recipes/quickstart.yaml")),
+            *("--template", str(REPOSITORY / f"ds_configs/{template}.json")),
+            *("--run-dir", str(run_dir)),
+            *sets,
+            *words,
+        ]
+        self.output = run_dir.with_name(f"{run_dir.name}.log")
+        base = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            **(environment or {}),
+        }
+        port = str(free_port())
+        with self.output.open("ab") as output:
+            self._begin = output.tell()
+
+            def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+                return subprocess.Popen(
+                    words,
+                    cwd=REPOSITORY,
+                    env=environment,
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+
+            if deepspeed:
+                launcher = [str(Path(sys.executable).with_name("deepspeed"))]
+                count = ["--num_gpus", str(ranks), "--master_port", port]
+                self.processes = [start([*launcher, *count, *command], base)]
+            else:
+                self.processes = [
+                    start(
+                        [sys.executable, "-u", *command],
+                        base
+                        | {
+                            "RANK": str(rank),
+                            "LOCAL_RANK": str(rank),
+                            "WORLD_SIZE": str(ranks),
+                            "LOCAL_SIZE": str(ranks),
+                            "MASTER_ADDR": "127.0.0.1",
+                            "MASTER_PORT": port,
+                        },
+                    )
+                    for rank in range(ranks)
+                ]
+
+    def text(self) -> str:
+        """What this job printed so far."""
+        return self.output.read_bytes()[self._begin :].decode(errors="replace")
+
+    def running(self) -> bool:
+        return any(process.poll() is None for process in self.processes)
+
+    def wait(self, seconds: float = 120.0) -> list[int]:
+        """The exit codes of what was started."""
+        end = time.monotonic() + seconds
+        return [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+
+    def until(self, condition: Callable[[], Any], seconds: float = 90.0) -> None:
+        """Wait for something; fails when the job ends before, or in too long a time."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.running(), self.text()
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.02)
+
+    def until_step(self, step: int, seconds: float = 90.0) -> None:
+        """Wait until the metrics hold a step."""
+        self.until(lambda: newest_step(self.run_dir) >= step, seconds)
+
+    def rank_processes(self) -> list[int]:
+        """Process ids of the ranks, in order of rank."""
+        found = {}
+        for pid in family([process.pid for process in self.processes]):
+            environment = environment_of(pid)
+            if "RANK" in environment and str(TRAIN) in words_of(pid)[:3]:
+                found[int(environment["RANK"])] = pid
+        return [found[rank] for rank in sorted(found)]
+
+    def launcher_process(self) -> int:
+        """Process id of `deepspeed.launcher.launch`."""
+        everyone = family([process.pid for process in self.processes])
+        (pid,) = [pid for pid in everyone if "deepspeed.launcher.launch" in words_of(pid)]
+        return pid
+
+    def kill(self) -> None:
+        """End everything at once, as a power cut would."""
+        for pid in family([process.pid for process in self.processes]):
+            with_no_process(partial(os.kill, pid, signal.SIGKILL))
+        for process in self.processes:
+            process.wait()
+
+
+def each_set(setting: str) -> tuple[str, str]:
+    return "--set", setting
+
+
+@contextmanager
+def job(*args: Any, **named: Any) -> Iterator[Job]:
+    """A job that is gone when the test ends, whatever happens."""
+    started = Job(*args, **named)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def newest_step(run_dir: Path) -> int:
+    """The last step in the metrics; 0 when there is none."""
+    if not (run_dir / "metrics.jsonl").exists():
+        return 0
+    try:
+        return max((step for step, _ in metrics_of(run_dir, "step", "loss")), default=0)
+    except ValueError:  # a line that is being written
+        return 0
+
+
+def words_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def family(roots: list[int]) -> list[int]:
+    """Processes with all that they started, of the sessions that they lead: orphans too."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) in roots and fields[0] != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def with_no_process(act: Callable[[], None]) -> None:
+    """Do something to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        act()
+
+
+def losses_of(run_dir: Path) -> list[tuple[Any, ...]]:
+    """Every number of a run that must not hang on how often it was broken."""
+    trained = metrics_of(run_dir, "step", "loss", "learning_rate", "gradient_norm", "tokens_seen")
+    validated = metrics_of(run_dir, "step", "validation_loss")
+    return [*trained, *validated]

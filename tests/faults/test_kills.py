@@ -1,0 +1,87 @@
+"""Everything killed at once, again and again: the numbers are those of an unbroken run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.train.ledger import read_ledger
+from tests.faults.jobs import job, losses_of, newest_step
+
+SAVES = ("checkpoint.interval_steps=2", "checkpoint.keep_best=false")
+
+
+def length(steps: int) -> tuple[str, ...]:
+    return (
+        f"schedule.total_tokens={steps * 256}",
+        f"schedule.decay_tokens={steps * 256}",
+        "evaluation.interval_steps=7",
+    )
+
+
+def killed_again_and_again(
+    data: Path, folder: Path, template: str, kills: int, steps: int, seed: int
+) -> dict[str, float]:
+    """Kill `kills` times at random moments around saves; then let the run end."""
+    chance = random.Random(seed)
+    settings = (*SAVES, *length(steps))
+    with job(folder / "unbroken", data, *settings, template=template) as unbroken:
+        assert unbroken.wait(600) == [0, 0], unbroken.text()
+    broken, at_steps = folder / "broken", []
+    for _ in range(kills):
+        begun = newest_step(broken)
+        with job(broken, data, *settings, template=template) as started:
+            started.until_step(begun + 1)
+            time.sleep(chance.uniform(0.0, 0.4))
+            started.kill()
+        at_steps.append(newest_step(broken))
+    assert at_steps[-1] < steps, "the run must not end before the last kill"
+    with job(broken, data, *settings, template=template) as last:
+        assert last.wait(600) == [0, 0], last.text()
+    assert losses_of(broken) == losses_of(folder / "unbroken")
+    resumes = [line for line in read_ledger(broken / "ledger.jsonl") if line["event"] == "resume"]
+    assert not list((broken / "checkpoints").glob("*.tmp"))
+    return {"kills": kills, "resumes": len(resumes), "steps": steps}
+
+
+@pytest.mark.heavy
+def test_killed_three_times(data: Path, tmp_path: Path) -> None:
+    found = killed_again_and_again(data, tmp_path, "zero1", kills=3, steps=120, seed=1)
+    assert found["resumes"] >= 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("template, seed", [("zero0", 1), ("zero1", 2), ("zero2", 3), ("zero3", 4)])
+def test_killed_fifty_times(template: str, seed: int, data: Path, tmp_path: Path) -> None:
+    kills = 13 if seed > 2 else 12  # fifty in all
+    found = killed_again_and_again(data, tmp_path, template, kills, steps=600, seed=seed)
+    print(f"\nkills of all ranks, {template}: {found}")
+
+
+@pytest.mark.heavy
+def test_one_rank_killed_while_it_saves(data: Path, tmp_path: Path) -> None:
+    """Rank 1 is stopped in mid-save, and killed: the checkpoint is not there."""
+    settings = (*length(200), "checkpoint.interval_steps=1", "checkpoint.write_behind=false")
+    run = tmp_path / "run"
+    with job(run, data, *settings) as started:
+        started.until_step(3)
+        _, victim = started.rank_processes()
+        partial = run / "checkpoints"
+        started.until(lambda: list(partial.glob("*.tmp")))
+        os.kill(victim, signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(victim, signal.SIGKILL)
+        codes = started.wait(30)
+        assert codes[1] == -signal.SIGKILL
+        assert codes[0] == 1, started.text()
+        assert "error: rank 1 on" in started.text()
+    with job(run, data, *settings) as again:
+        assert again.wait(300) == [0, 0], again.text()
+    with job(tmp_path / "unbroken", data, *settings) as unbroken:
+        assert unbroken.wait(300) == [0, 0], unbroken.text()
+    assert losses_of(run) == losses_of(tmp_path / "unbroken")

@@ -1,0 +1,117 @@
+"""A signal to any process of a job: all ranks save, and the job can go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
+from gpt2_ds.train.ledger import read_ledger
+from tests.faults.jobs import Job, job, losses_of, newest_step, words_of
+
+LONG = ("schedule.total_tokens=2560000", "schedule.decay_tokens=2560000")
+# Where a job is nearly all of its time.
+DOING = {
+    "training": ("evaluation.interval_steps=1000", "checkpoint.interval_steps=1000"),
+    "validation": (
+        "evaluation.interval_steps=1",
+        "evaluation.tokens=32000",
+        "checkpoint.interval_steps=1000",
+    ),
+    "saving": (
+        "evaluation.interval_steps=1000",
+        "checkpoint.interval_steps=1",
+        "checkpoint.write_behind=false",
+    ),
+}
+# What the `deepspeed` command itself ends with: a signal to it or to its launcher ends that process
+# in its own way (DeepSpeed 0.19.8); the ranks have saved and ended with 75 all the same.
+VICTIMS = ("deepspeed", "launcher", "rank 0", "rank 1")
+
+
+def victim_of(started: Job, name: str) -> int:
+    if name == "deepspeed":
+        return started.processes[0].pid
+    if name == "launcher":
+        return started.launcher_process()
+    return started.rank_processes()[int(name[-1])]
+
+
+def stopped_and_saved(
+    data: Path, run: Path, victim: str, name: str, doing: str, *, twice: bool = False
+) -> float:
+    """Send a signal; seconds until no process of the job is left."""
+    settings = (*LONG, *DOING[doing])
+    with job(run, data, *settings, deepspeed=True) as started:
+        started.until_step(3)
+        ranks, number = started.rank_processes(), getattr(signal, name)
+        target = victim_of(started, victim)
+        began = time.monotonic()
+        os.kill(target, number)
+        if twice:
+            time.sleep(0.1)
+            for rank in ranks:
+                if words_of(rank):
+                    os.kill(rank, number)
+        (code,) = started.wait(60)
+        while any(words_of(rank) for rank in ranks):
+            assert time.monotonic() - began < 60, started.text()
+            time.sleep(0.05)
+        seconds = time.monotonic() - began
+        text = started.text()
+    if victim.startswith("rank"):
+        assert code == 75, text
+    last = read_ledger(run / "ledger.jsonl")[-1]
+    assert last["event"] == "stop", text
+    asked = name if victim.startswith("rank") or victim == "launcher" else "the launcher is gone"
+    if victim == "launcher" and name == "SIGUSR1":
+        asked = "the launcher is gone"
+    assert asked in last["reason"], last
+    newest, _ = complete_checkpoints(run)[0]
+    assert newest.name == f"step_{last['step']:08d}"
+    assert last["step"] == newest_step(run)  # nothing that was done is lost
+    assert not list((run / "checkpoints").glob("*.tmp"))
+    assert "Traceback" not in text
+    assert seconds < 30
+    return seconds
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "victim, name, doing",
+    [
+        ("deepspeed", "SIGTERM", "training"),
+        ("launcher", "SIGINT", "validation"),
+        ("rank 1", "SIGUSR1", "saving"),
+    ],
+)
+def test_a_signal(victim: str, name: str, doing: str, data: Path, tmp_path: Path) -> None:
+    stopped_and_saved(data, tmp_path / "run", victim, name, doing, twice=True)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("doing", list(DOING))
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_every_signal(victim: str, name: str, doing: str, data: Path, tmp_path: Path) -> None:
+    seconds = stopped_and_saved(data, tmp_path / "run", victim, name, doing)
+    print(f"\n{name} to {victim} in {doing}: saved and gone after {seconds:.1f} s")
+
+
+@pytest.mark.heavy
+def test_stopped_and_gone_on_is_as_unbroken(data: Path, tmp_path: Path) -> None:
+    settings = ("schedule.total_tokens=25600", "schedule.decay_tokens=25600")
+    run = tmp_path / "run"
+    with job(run, data, *settings) as started:
+        started.until_step(20)
+        os.kill(started.rank_processes()[0], signal.SIGTERM)
+        assert started.wait(60) == [75, 75], started.text()
+    with job(run, data, *settings) as again:
+        assert again.wait(120) == [0, 0], again.text()
+    with job(tmp_path / "unbroken", data, *settings) as unbroken:
+        assert unbroken.wait(120) == [0, 0], unbroken.text()
+    assert losses_of(run) == losses_of(tmp_path / "unbroken")

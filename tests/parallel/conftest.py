@@ -1,0 +1,21 @@
+"""Checkpoints of every stage at one, two and three ranks, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.trained_checkpoints import SOURCES, write_all
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of the checkpoints, and by name what each engine held and its next losses."""
+    folder = tmp_path_factory.mktemp("trained")
+    known: dict[str, Any] = {}
+    for ranks in SOURCES:
+        known |= run_ranks(write_all, ranks, folder, folder)[0]
+    return folder, known

@@ -1,0 +1,125 @@
+"""What follows from the ranks' statuses: who died, who hangs, and nobody when all is well."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_ds.config.process import Process
+from gpt2_ds.train.rank_status import (
+    Finding,
+    RankProcess,
+    Status,
+    find_end,
+    find_hang,
+)
+
+RANKS = [RankProcess(rank, f"host{rank // 2}", "", Process(100 + rank, 1)) for rank in range(4)]
+GOING = Status(beat=9, step=7, marks=2, doing="averaging")
+
+
+def test_a_status_comes_back() -> None:
+    status = Status(3, 4, 5, "saving", 0.5, "left", [1, 2], heard=True)
+    assert Status.from_json(status.to_json()) == status
+    finding = Finding("dead", [1], "rank 1 died")
+    assert Finding.from_json(finding.to_json()) == finding
+
+
+def test_the_dead_are_named() -> None:
+    seen = Status(gone=[1, 3])
+    found = find_end(RANKS, [GOING, GOING, seen, Status(step=2, doing="saving")])
+    assert found is not None
+    assert found.kind == "dead"
+    assert found.ranks == [1, 3]
+    assert found.sentence == (
+        "rank 1 on host0 (pid 101) was killed or died in step 7 while averaging; rank 3 on host1 "
+        "(pid 103) was killed or died in step 2 while saving. `dmesg` on host0 and host1 shows "
+        "whether the memory ran out. The same command goes on from the last complete checkpoint."
+    )
+
+
+def test_who_left_before_is_not_dead() -> None:
+    seen = Status(gone=[1, 3])
+    assert find_end(RANKS, [GOING, Status(end="left"), seen, Status(end="dumped")]) is None
+
+
+def test_an_error_of_its_own() -> None:
+    failed = Status(step=7, doing="saving", end="failed")
+    found = find_end(RANKS, [GOING, failed, Status(gone=[1]), GOING])
+    assert found == Finding(
+        "failed",
+        [1],
+        "rank 1 on host0 (pid 101) failed in step 7 while saving; its own message says why.",
+    )
+
+
+def hang(statuses: list[Status], silent: list[float]) -> Finding | None:
+    return find_hang(RANKS, statuses, silent, 30.0)
+
+
+def idle(step: int, marks: int, seconds: float, end: str | None = None) -> Status:
+    return Status(1, step, marks, "averaging", seconds, end)
+
+
+def test_a_silent_rank_is_named_before_those_that_wait_for_it() -> None:
+    statuses = [idle(7, 2, 31.0), idle(7, 2, 31.0), idle(7, 2, 0.2), idle(7, 2, 31.0)]
+    assert hang(statuses, [0.0, 0.5, 31.0, 0.5]) == Finding(
+        "hang",
+        [2],
+        "rank 2 on host1 (pid 102) is stopped or stuck: nothing was heard of it for 31 s, since "
+        "step 7 while averaging",
+    )
+
+
+def test_the_rank_that_came_least_far_is_named() -> None:
+    statuses = [idle(7, 2, 31.0), idle(7, 1, 31.0), idle(7, 2, 31.0), idle(7, 2, 31.0)]
+    assert hang(statuses, [0.0] * 4) == Finding(
+        "hang",
+        [1],
+        "rank 1 on host0 (pid 101) hangs in step 7 while averaging: nothing was done for 31 s",
+    )
+    behind = [idle(7, 1, 31.0), idle(6, 9, 31.0), idle(7, 1, 31.0), idle(6, 9, 31.0)]
+    found = hang(behind, [0.0] * 4)
+    assert found is not None
+    assert found.ranks == [1, 3]
+
+
+def test_all_at_one_point() -> None:
+    found = hang([idle(7, 2, 30.0)] * 4, [0.0, 1.5, 2.0, 2.5])
+    assert found == Finding(
+        "hang",
+        [0, 1, 2, 3],
+        "all ranks hang in step 7 while averaging: nothing was done for 30 s",
+    )
+
+
+def test_a_rank_alone_is_named() -> None:
+    found = find_hang(RANKS[:1], [idle(7, 2, 40.0)], [0.0], 30.0)
+    assert found is not None
+    assert found.sentence.startswith("rank 0 on host0 (pid 100) hangs in step 7")
+
+
+def test_who_left_hangs_no_more() -> None:
+    gone = idle(1, 1, 99.0, "left")
+    assert hang([gone, idle(7, 2, 1.0), idle(7, 2, 1.0), gone], [99.0, 0.0, 0.0, 99.0]) is None
+    assert hang([gone] * 4, [99.0] * 4) is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 9), st.floats(0, 15), st.floats(0, 15)),
+        min_size=4,
+        max_size=4,
+    )
+)
+def test_nobody_hangs_before_the_timeout(rows: list[tuple[int, int, float, float]]) -> None:
+    statuses = [idle(step, marks, seconds) for step, marks, seconds, _ in rows]
+    assert hang(statuses, [silent for *_, silent in rows]) is None
+
+
+def test_this_process_knows_itself() -> None:
+    this = RankProcess.of_this_process(3)
+    assert this.rank == 3
+    assert this.process.lives()
+    assert this.place == RankProcess.of_this_process(1).place
+    assert str(this) == f"rank 3 on {this.host} (pid {this.process.pid})"

@@ -1,0 +1,149 @@
+"""Uploads behind the training: one at a time, the newest waits, a failure is seen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.config.errors import RunError
+from gpt2_ds.train.checkpoint_manifest import step_name
+from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints, Uploader
+from tests.train.saved_files import save
+
+
+class Gated(RemoteCheckpoints):
+    """Uploads only while the gate is open."""
+
+    def __init__(self, address: Path) -> None:
+        super().__init__(str(address), attempts=1)
+        self.gate, self.at_once = threading.Event(), 0
+        self.begun: list[Path] = []
+        self.error: Exception | None = None
+        self._inside = 0
+
+    def upload(self, checkpoint: Path) -> None:
+        self._inside += 1
+        self.at_once = max(self.at_once, self._inside)
+        self.begun.append(checkpoint)
+        try:
+            assert self.gate.wait(20)
+            if self.error is not None:
+                raise self.error
+            super().upload(checkpoint)
+        finally:
+            self._inside -= 1
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Gated:
+    return Gated(tmp_path / "away")
+
+
+@pytest.fixture
+def uploader(remote: Gated) -> Iterator[Uploader]:
+    uploader = Uploader(remote)
+    yield uploader
+    remote.gate.set()
+    uploader.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_the_newest_waits_and_the_others_go(
+    remote: Gated, uploader: Uploader, tmp_path: Path
+) -> None:
+    assert uploader.busy is None
+    paths = [save(tmp_path, step) for step in (1, 2, 3, 4)]
+    uploader.submit(paths[0])
+    wait_until(lambda: uploader.busy == paths[0])
+    for path in paths[1:]:
+        uploader.submit(path)
+    assert uploader.busy == paths[0]
+    remote.gate.set()
+    uploader.close()
+    assert remote.begun == [paths[0], paths[3]]
+    assert (remote.at_once, uploader.busy, uploader.failure) == (1, None, None)
+    assert remote.complete() == [4, 1]
+
+
+def test_older_copies_go_when_a_newer_one_is_complete(
+    remote: Gated, uploader: Uploader, tmp_path: Path
+) -> None:
+    remote.gate.set()
+    for step, keep in ((1, {1}), (2, {1, 2}), (3, {3})):
+        uploader.submit(save(tmp_path, step), keep=keep)
+        wait_until(lambda step=step: step in remote.complete() and uploader.busy is None)
+        wait_until(lambda keep=keep: set(remote.complete()) == keep)
+
+
+@pytest.mark.parametrize("error", [RunError("the line is cut."), ValueError("strange.")])
+def test_a_failure_is_said_and_the_next_one_mends_it(
+    remote: Gated,
+    uploader: Uploader,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    remote.gate.set()
+    remote.error = error
+    uploader.submit(save(tmp_path, 1), keep=[])
+    wait_until(lambda: uploader.failure is not None)
+    assert uploader.failure == str(error)
+    assert capsys.readouterr().err == (
+        f"warning: {error} There is no copy of {step_name(1)}; training goes on.\n"
+    )
+    remote.error = None
+    uploader.submit(save(tmp_path, 2))
+    wait_until(lambda: remote.complete() == [2])
+    uploader.close()
+    assert uploader.failure is None
+
+
+def test_closing_waits_for_what_was_submitted(remote: Gated, tmp_path: Path) -> None:
+    uploader = Uploader(remote)
+    uploader.submit(save(tmp_path, 1))
+    threading.Timer(0.1, remote.gate.set).start()
+    uploader.close()
+    assert remote.complete() == [1]
+    Uploader(remote).close()  # nothing was: at once
+
+
+def test_closing_does_not_wait_for_ever(
+    remote: Gated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uploader = Uploader(remote)
+    uploader.submit(save(tmp_path, 1))
+    began = time.monotonic()
+    uploader.close(wait_seconds=0.1)
+    assert 0.1 <= time.monotonic() - began < 5
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/away: the copy of the newest checkpoint is not complete\n"
+    )
+    remote.gate.set()
+
+
+def test_closing_ends_the_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RemoteCheckpoints(str(tmp_path / "away"), attempts=100, first_delay_seconds=20)
+    tried: list[str] = []
+
+    def broken(local: str, path: str) -> None:
+        tried.append(path)
+        raise OSError(5, "the line is cut")
+
+    monkeypatch.setattr(remote.files._files, "put_file", broken)
+    uploader = Uploader(remote)
+    uploader.submit(save(tmp_path, 1))
+    wait_until(lambda: bool(tried))
+    uploader.close(wait_seconds=0.01)
+    wait_until(lambda: uploader.busy is None)
+    assert len(tried) == 1
+    assert uploader.failure == "the run ended before the copy was complete"
