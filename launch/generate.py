@@ -31,11 +31,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    checkpoint, manifest = choose_checkpoint(args.run, args.step)
+    checkpoint, _ = choose_checkpoint(args.run, args.step)
 
     from gpt2_ds.train.sampling import load_for_sampling, stream_samples  # torch: after the check
 
-    model, tokenizer = load_for_sampling(args.run, checkpoint, manifest)
+    model, tokenizer = load_for_sampling(args.run, checkpoint)
     for prompt in args.prompt:
         for text in stream_samples(
             model,

@@ -17,6 +17,10 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
+from gpt2_ds.config.launcher import local_world_size
+
+_MEMORY_SHARE = 0.8
+
 Keep = Callable[[Any, Path], None]
 
 
@@ -72,6 +76,25 @@ def bytes_of(value: Any) -> int:
     seen: dict[tuple[Any, ...], int] = {}
     _visit(value, lambda tensor: seen.setdefault(_identity(tensor), tensor.nbytes))
     return sum(seen.values())
+
+
+def fits_in_memory(state: Any) -> bool:
+    """Whether every rank of this machine can copy so much, and the steps that go on have room."""
+    return bytes_of(state) * local_world_size() < _MEMORY_SHARE * free_memory()
+
+
+def free_memory() -> int:
+    """Bytes of host memory that can be taken: of the machine, or of the container if fewer."""
+    with Path("/proc/meminfo").open(encoding="ascii") as lines:
+        free = (
+            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        )
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
 def copy_state(value: Any) -> Any:

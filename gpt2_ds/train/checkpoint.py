@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -20,11 +19,11 @@ import torch.distributed
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.fingerprint import fingerprint
-from gpt2_ds.config.launcher import local_world_size, rank, world_size
+from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
 from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered
-from gpt2_ds.parallel.captured_state import bytes_of, catch_state, copy_state
+from gpt2_ds.parallel.captured_state import catch_state, copy_state, fits_in_memory
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -34,12 +33,11 @@ from gpt2_ds.train.checkpoint_manifest import (
     seal,
     step_name,
 )
+from gpt2_ds.train.layout import layout_of, put_aside, remove_partial
 from gpt2_ds.train.probe import PROBE_FILE
 from gpt2_ds.train.remote_checkpoints import Uploader
-from gpt2_ds.train.retention import to_delete, validation_losses
+from gpt2_ds.train.retention import delete, to_delete, validation_losses
 from gpt2_ds.train.run_directory import RUN_FILES, package_versions, write_text
-
-_MEMORY_SHARE = 0.8  # of what is free; the rest is for the steps that go on
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class Checkpoints:
         work: list[Callable[[], list[Path]]] = []
 
         def keep(state: Any, path: Path) -> None:
-            if behind and bytes_of(state) * local_world_size() < _MEMORY_SHARE * free_memory():
+            if behind and fits_in_memory(state):
                 copied = copy_state(state)
                 work.append(lambda: _saved(copied, path))
             else:
@@ -244,48 +242,8 @@ class Checkpoints:
         gone = set(to_delete(sorted(complete, reverse=True), self._plan.recipe.checkpoint, losses))
         for step in gone:
             if complete[step] != uploading:
-                shutil.rmtree(complete[step])
+                delete(complete[step])
         return set(complete) - gone
-
-
-def remove_partial(checkpoints: Path) -> None:
-    """Delete what a killed job left unfinished."""
-    for partial in checkpoints.glob("step_????????.tmp"):
-        shutil.rmtree(partial)
-
-
-def put_aside(folder: Path) -> None:
-    """Rename a damaged checkpoint, if it is there: it must not count any more."""
-    if not folder.is_symlink() and not folder.exists():
-        return
-    names = (f"{folder.name}.damaged{number}" for number in ("", *range(2, 1000)))
-    free = next(name for name in names if not (folder.parent / name).exists())
-    folder.rename(folder.parent / free)
-
-
-def layout_of(plan: RunPlan, engine: Any) -> str:
-    """How DeepSpeed cuts the state into files: equal text, equal cuts."""
-    parts = {
-        "world_size": world_size(),
-        "zero_optimization": plan.template.zero_optimization.model_dump(exclude_none=True),
-        "dtype": plan.recipe.precision.dtype,
-        "optimizers": [type(engine.optimizer).__name__, type(engine.basic_optimizer).__name__],
-    }
-    return json.dumps(parts, sort_keys=True)
-
-
-def free_memory() -> int:
-    """Bytes of host memory that can be taken: of the machine, or of the container if fewer."""
-    with Path("/proc/meminfo").open(encoding="ascii") as lines:
-        free = (
-            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        )
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
 def _random_states() -> dict[str, torch.Tensor]:

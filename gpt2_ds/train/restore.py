@@ -17,8 +17,8 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.elastic import load_elastic
 from gpt2_ds.parallel.parameter_states import ParameterStates
-from gpt2_ds.parallel.pickles import check_pickles
-from gpt2_ds.train.checkpoint import Progress, layout_of, put_aside, remove_partial
+from gpt2_ds.parallel.pickles import check_pickles, pickle_names
+from gpt2_ds.train.checkpoint import Progress
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -26,6 +26,7 @@ from gpt2_ds.train.checkpoint_manifest import (
     damaged_files,
     step_folders,
 )
+from gpt2_ds.train.layout import layout_of, put_aside, remove_partial
 from gpt2_ds.train.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints
 from gpt2_ds.train.terminal import say
@@ -147,8 +148,7 @@ def _check_together(
             recipe_fingerprint=fingerprint(plan.recipe, manifest.tokens_seen),
             data_fingerprint=data_fingerprint,
         )
-        pickled = sorted(name for name in manifest.files if name.endswith(".pt"))
-        check_pickles(path, pickled[rank() :: world_size()])
+        check_pickles(path, pickle_names(path)[rank() :: world_size()])
     except UserError as error:
         faults = error.faults
     if any(found := gathered(faults)):

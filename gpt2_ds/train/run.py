@@ -42,6 +42,8 @@ from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.terminal import say
 from gpt2_ds.train.watchdog import Watchdog
 
+_UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30
+
 
 def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoReturn:
     """Train, then end this process with the exit code of what happened."""
@@ -150,7 +152,11 @@ def _train(
         corpus.follow(
             lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
         )
-        uploader = stack.enter_context(closing(_uploader(plan))) if _uploads(plan) else None
+        uploader = Uploader(remote_of(plan)) if _uploads(plan) else None
+        if uploader is not None:
+            stack.callback(uploader.close, _UPLOAD_SECONDS_AT_A_STOP)
+            if restored.manifest is not None:  # the job before may have ended in its upload
+                uploader.submit(plan.run_dir / "checkpoints" / step_name(start.step))
         probe = probe_tokens(plan, corpus)
         facts = RunFacts(
             data_fingerprint=corpus.fingerprint,
@@ -179,16 +185,14 @@ def _train(
             return EXIT_DONE
         end = train_steps(run, start)
         reasons = run.health.stop_reasons()
+        if uploader is not None and end.step == plan.last_step:
+            uploader.close()
     say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
     return _end(plan, end, ledger, reasons)
 
 
 def _uploads(plan: RunPlan) -> bool:
     return rank() == 0 and plan.recipe.checkpoint.copy_to is not None
-
-
-def _uploader(plan: RunPlan) -> Uploader:
-    return Uploader(remote_of(plan))
 
 
 @contextmanager

@@ -15,18 +15,14 @@ from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.pickles import check_pickles, pickle_names
 from gpt2_ds.parallel.process_group import local_device
 from gpt2_ds.parallel.weights import load_fp32_weights
-from gpt2_ds.train.checkpoint_manifest import CheckpointManifest
 
 
-def load_for_sampling(
-    run_dir: Path, checkpoint: Path, manifest: CheckpointManifest
-) -> tuple[GPT2LMHeadModel, Tokenizer]:
+def load_for_sampling(run_dir: Path, checkpoint: Path) -> tuple[GPT2LMHeadModel, Tokenizer]:
     """The model and tokenizer of a checkpoint, on this machine's device, in fp32.
 
     Args:
         run_dir: the run; its recipe gives the sizes.
         checkpoint: the step directory.
-        manifest: of the checkpoint.
 
     Raises:
         UserError: the run's recipe or the checkpoint's tokenizer is damaged; a file of the

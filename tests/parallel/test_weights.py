@@ -10,7 +10,7 @@ import torch
 
 from gpt2_ds.model import GPT2LMHeadModel
 from gpt2_ds.parallel.weights import load_fp32_weights
-from tests.parallel.trained_checkpoints import CASES, SEED, model_config
+from tests.parallel.trained_checkpoints import SEED, model_config
 
 
 @pytest.mark.heavy

@@ -121,8 +121,8 @@ def test_every_stage_gives_the_same_text(runs: Path) -> None:
     fresh = GPT2LMHeadModel(GPT2Config(**model_fields(plan.recipe, 257)), seed=3).eval()
     expected = pieces(fresh, "def ")
     for stage in STAGES:
-        path, manifest = choose_checkpoint(runs / stage, None)
-        loaded, tokenizer = load_for_sampling(runs / stage, path, manifest)
+        path, _ = choose_checkpoint(runs / stage, None)
+        loaded, tokenizer = load_for_sampling(runs / stage, path)
         assert not loaded.training
         assert tokenizer.sha256 == load_tokenizer("bytes").sha256
         assert list(stream_samples(loaded, tokenizer, "def ", **ARGUMENTS)) == expected
@@ -167,8 +167,8 @@ def test_the_command(runs: Path) -> None:
     words = ("--temperature", "1", "--max-new-tokens", "20", "--num-samples", "2")
     done = generate("--run", run, "--prompt", "def ", "--prompt", "class ", *words)
     assert (done.returncode, done.stderr) == (0, "")
-    path, manifest = choose_checkpoint(runs / "zero3", None)
-    loaded = load_for_sampling(runs / "zero3", path, manifest)
+    path, _ = choose_checkpoint(runs / "zero3", None)
+    loaded = load_for_sampling(runs / "zero3", path)
     expected = [
         "".join(stream_samples(*loaded, prompt, **ARGUMENTS | {"num_samples": 2}))
         for prompt in ("def ", "class ")

@@ -1,0 +1,37 @@
+"""How a run's checkpoints lie on the disk, and how DeepSpeed cuts what is in one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt2_ds.config.launcher import world_size
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.train.retention import delete
+
+
+def layout_of(plan: RunPlan, engine: Any) -> str:
+    """How DeepSpeed cuts the state into files: equal text, equal cuts."""
+    parts = {
+        "world_size": world_size(),
+        "zero_optimization": plan.template.zero_optimization.model_dump(exclude_none=True),
+        "dtype": plan.recipe.precision.dtype,
+        "optimizers": [type(engine.optimizer).__name__, type(engine.basic_optimizer).__name__],
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def remove_partial(checkpoints: Path) -> None:
+    """Delete what a killed job left unfinished."""
+    for partial in checkpoints.glob("step_*.tmp"):
+        delete(partial)
+
+
+def put_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, if it is there: it must not count any more."""
+    if not folder.is_symlink() and not folder.exists():
+        return
+    names = (f"{folder.name}.damaged{number}" for number in ("", *range(2, 1000)))
+    free = next(name for name in names if not (folder.parent / name).exists())
+    folder.rename(folder.parent / free)
