@@ -32,6 +32,7 @@ class Job:
         template: of ds_configs.
         deepspeed: through the `deepspeed` command; otherwise the ranks alone, which starts faster.
         environment: added to this process's own.
+        port: where the ranks meet; None: a free one.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Job:
         template: str = "zero1",
         deepspeed: bool = False,
         environment: dict[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
-        self.run_dir = run_dir
+        self.run_dir, self._words = run_dir, words
         sets = [
             part for each in (*SETTINGS, f"data.path={data}", *settings) for part in each_set(each)
         ]
@@ -64,7 +66,7 @@ class Job:
             "DS_ACCELERATOR": "cpu",
             **(environment or {}),
         }
-        port = str(free_port())
+        master_port = str(free_port() if port is None else port)
         with self.output.open("ab") as output:
             self._begin = output.tell()
 
@@ -81,7 +83,7 @@ class Job:
 
             if deepspeed:
                 launcher = [str(Path(sys.executable).with_name("deepspeed"))]
-                count = ["--num_gpus", str(ranks), "--master_port", port]
+                count = ["--num_gpus", str(ranks), "--master_port", master_port]
                 self.processes = [start([*launcher, *count, *command], base)]
             else:
                 self.processes = [
@@ -94,7 +96,7 @@ class Job:
                             "WORLD_SIZE": str(ranks),
                             "LOCAL_SIZE": str(ranks),
                             "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": port,
+                            "MASTER_PORT": master_port,
                         },
                     )
                     for rank in range(ranks)
@@ -125,23 +127,34 @@ class Job:
         self.until(lambda: newest_step(self.run_dir) >= step, seconds)
 
     def rank_processes(self) -> list[int]:
-        """Process ids of the ranks, in order of rank."""
+        """Process ids of the ranks that train, in order of rank."""
+        return self._training_processes("--restarts" in self._words)
+
+    def supervisors(self) -> list[int]:
+        """Process ids of the ranks' supervisors, in order of rank."""
+        return self._training_processes(False)
+
+    def _training_processes(self, supervised: bool) -> list[int]:
         found = {}
-        for pid in family([process.pid for process in self.processes]):
+        for pid in self.left():
             environment = environment_of(pid)
             if "RANK" in environment and str(TRAIN) in words_of(pid)[:3]:
-                found[int(environment["RANK"])] = pid
+                if ("GPT2_DS_SUPERVISED" in environment) == supervised:
+                    found[int(environment["RANK"])] = pid
         return [found[rank] for rank in sorted(found)]
+
+    def left(self) -> list[int]:
+        """Process ids of all that lives of this job."""
+        return family([process.pid for process in self.processes])
 
     def launcher_process(self) -> int:
         """Process id of `deepspeed.launcher.launch`."""
-        everyone = family([process.pid for process in self.processes])
-        (pid,) = [pid for pid in everyone if "deepspeed.launcher.launch" in words_of(pid)]
+        (pid,) = [pid for pid in self.left() if "deepspeed.launcher.launch" in words_of(pid)]
         return pid
 
     def kill(self) -> None:
         """End everything at once, as a power cut would."""
-        for pid in family([process.pid for process in self.processes]):
+        for pid in self.left():
             with_no_process(partial(os.kill, pid, signal.SIGKILL))
         for process in self.processes:
             process.wait()

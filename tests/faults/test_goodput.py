@@ -1,0 +1,91 @@
+"""The quickstart, killed once every ten save intervals: how much of the time was training."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.tokenizer import load_tokenizer
+from gpt2_ds.train.ledger import read_ledger
+from tests.conftest import REPOSITORY
+from tests.faults.jobs import job, newest_step
+from tests.small_run import SETTINGS, metrics_of
+
+INTERVAL_STEPS = 20  # of 700: a kill every 200 steps
+
+
+def the_recipe_as_it_is() -> list[str]:
+    """The quickstart's own values again for all that a small job changes."""
+    recipe = yaml.safe_load((REPOSITORY / "recipes/quickstart.yaml").read_text())
+    own = []
+    for setting in SETTINGS:
+        section, _, key = setting.partition("=")[0].partition(".")
+        if key in recipe[section] and key != "prepare":
+            own.append(f"{section}.{key}={recipe[section][key]}")
+    return own
+
+
+def useful_seconds(run: Path) -> float:
+    """Seconds in steps that count: each line's mean, times the steps since the line before."""
+    useful, before = 0.0, 0
+    for step, seconds in metrics_of(run, "step", "step_seconds"):
+        useful += (step - before) * seconds
+        before = step
+    return useful
+
+
+@pytest.mark.faults
+def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    library = Path(yaml.__file__).parent.parent / "torch" / "nn"
+    prepare(sorted(library.rglob("*.py")), data, load_tokenizer("bytes"), validation_fraction=0.05)
+    settings = (
+        *the_recipe_as_it_is(),
+        f"checkpoint.interval_steps={INTERVAL_STEPS}",
+        f"logging.interval_steps={INTERVAL_STEPS // 2}",
+    )
+    kills, restarts = 0, []
+    began = time.monotonic()
+    while newest_step(run) < 700:
+        started_at, done_before = time.monotonic(), newest_step(run)
+        goal = (kills + 1) * 10 * INTERVAL_STEPS + INTERVAL_STEPS // 2
+        with job(run, data, *settings, template="zero0") as started:
+            # Of the steps that were done before, some are done again: those lines are taken off.
+            resumes = len(starts_of(run))
+            started.until(lambda: len(starts_of(run)) > resumes, 120)  # noqa: B023
+            restored = starts_of(run)[-1]
+            started.until_step(restored + 1, 120)
+            if done_before:
+                restarts.append(time.monotonic() - started_at)
+            if goal > 700:
+                assert started.wait(600) == [0, 0], started.text()
+                break
+            started.until_step(goal, 600)
+            started.kill()
+            kills += 1
+    total = time.monotonic() - began
+    useful = useful_seconds(run)
+    slowest = max(restarts)
+    print(
+        f"\ngoodput, quickstart, 2 ranks, {kills} kills: {useful:.1f} s useful of {total:.1f} s, "
+        f"goodput {useful / total:.3f}, restart to first step "
+        f"{', '.join(f'{seconds:.1f}' for seconds in restarts)} s"
+    )
+    assert kills == 3
+    assert [step for step in starts_of(run)[1:]] == [200, 400, 600]
+    assert slowest < 60
+    # What is lost by a kill: starting anew, and the half interval since the save.
+    assert useful / total >= GOODPUT
+
+
+GOODPUT = 0.5
+
+
+def starts_of(run: Path) -> list[int]:
+    """The step from which each job began."""
+    events = read_ledger(run / "ledger.jsonl")
+    return [line["step"] for line in events if line["event"] in ("start", "resume")]
