@@ -9,3 +9,6 @@ import os
 # the default of 300,000, one other busy process makes a training step on two cores four times as
 # long; with this, twice. Without other processes it costs a sixth (torch 2.13).
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Where a rank dies, torch's C++ parts print pages of their own stacks around the message that says
+# which one it was.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

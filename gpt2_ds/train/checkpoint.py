@@ -97,19 +97,11 @@ class Checkpoints:
         plan: the run.
         engine: whose state is saved.
         facts: of the run.
-        while_waiting: called at least once a second while nothing else happens.
     """
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        engine: Any,
-        facts: RunFacts,
-        while_waiting: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, plan: RunPlan, engine: Any, facts: RunFacts) -> None:
         self._plan, self._engine, self._facts = plan, engine, facts
         self._folder = plan.run_dir / "checkpoints"
-        self._while_waiting = while_waiting
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._writing: _Writing | None = None
         self.last_saved: int | None = None  # the step of the newest commit of this process
@@ -172,8 +164,7 @@ class Checkpoints:
         """
         if self._writing is None:
             return
-        while not wait_for([self._writing.records], timeout=1.0).done:
-            self._while_waiting()
+        wait_for([self._writing.records])
         self.commit()
 
     def commit(self) -> None:

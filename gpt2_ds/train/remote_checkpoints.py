@@ -236,12 +236,22 @@ class Uploader:
             self._waiting = checkpoint, None if keep is None else frozenset(keep)
             self._change.notify_all()
 
-    def close(self, wait_seconds: float = 600.0) -> None:
-        """Finish what was submitted, as far as time allows; the next upload goes on from there."""
+    def close(
+        self, wait_seconds: float = 600.0, while_waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        """Finish what was submitted, as far as time allows; the next upload goes on from there.
+
+        Args:
+            wait_seconds: at most.
+            while_waiting: called at least once a second.
+        """
         with self._change:
             self._closed = True
             self._change.notify_all()
-        self._thread.join(wait_seconds)
+        end = time.monotonic() + wait_seconds
+        while self._thread.is_alive() and (left := end - time.monotonic()) > 0:
+            while_waiting()
+            self._thread.join(min(1.0, left))
         if self._thread.is_alive():
             self._remote.files.stop.set()
             warn(f"{self._remote.files.address}: the copy of the newest checkpoint is not complete")

@@ -74,7 +74,8 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         UserError: a shard is not what the manifest says.
         RunError: the run failed in a way that is understood.
     """
-    device = join(2 * plan.recipe.health.timeout_seconds / 60)
+    # Longer than the watchdog's, which says which rank it is.
+    device = join(1 + 2 * plan.recipe.health.timeout_seconds / 60)
     check_dtype(plan)
     verify_together(corpus)
     with (
@@ -173,9 +174,7 @@ def _train(
             engine=engine,
             loader=loader,
             metrics=metrics,
-            checkpoints=stack.enter_context(
-                closing(Checkpoints(plan, engine, facts, lambda: watchdog.mark(0, "saving")))
-            ),
+            checkpoints=stack.enter_context(closing(Checkpoints(plan, engine, facts))),
             health=Health(plan, engine, samples, ledger, stop, watchdog, hosts),
             device=device,
             document_eot=document_eot,
@@ -186,7 +185,7 @@ def _train(
         end = train_steps(run, start)
         reasons = run.health.stop_reasons()
         if uploader is not None and end.step == plan.last_step:
-            uploader.close()
+            uploader.close(while_waiting=lambda: run.health.mark(end.step, "copying"))
     say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
     return _end(plan, end, ledger, reasons)
 

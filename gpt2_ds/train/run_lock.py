@@ -61,7 +61,7 @@ class RunLock:
 
     def _take(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT  # Python keeps it from processes that are started
         self._descriptor = os.open(self._path, flags, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

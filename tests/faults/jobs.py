@@ -138,9 +138,9 @@ class Job:
         found = {}
         for pid in self.left():
             environment = environment_of(pid)
-            if "RANK" in environment and str(TRAIN) in words_of(pid)[:3]:
-                if ("GPT2_DS_SUPERVISED" in environment) == supervised:
-                    found[int(environment["RANK"])] = pid
+            trains = ("GPT2_DS_SUPERVISED" in environment) == supervised
+            if trains and "RANK" in environment and str(TRAIN) in words_of(pid)[:3]:
+                found[int(environment["RANK"])] = pid
         return [found[rank] for rank in sorted(found)]
 
     def left(self) -> list[int]:

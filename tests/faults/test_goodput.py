@@ -41,8 +41,7 @@ def useful_seconds(run: Path) -> float:
 @pytest.mark.faults
 def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
-    library = Path(yaml.__file__).parent.parent / "torch" / "nn"
-    prepare(sorted(library.rglob("*.py")), data, load_tokenizer("bytes"), validation_fraction=0.05)
+    prepare(["python-stdlib"], data, load_tokenizer("bytes"), validation_fraction=0.05)
     settings = (
         *the_recipe_as_it_is(),
         f"checkpoint.interval_steps={INTERVAL_STEPS}",
@@ -69,15 +68,14 @@ def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
             kills += 1
     total = time.monotonic() - began
     useful = useful_seconds(run)
-    slowest = max(restarts)
     print(
         f"\ngoodput, quickstart, 2 ranks, {kills} kills: {useful:.1f} s useful of {total:.1f} s, "
         f"goodput {useful / total:.3f}, restart to first step "
         f"{', '.join(f'{seconds:.1f}' for seconds in restarts)} s"
     )
     assert kills == 3
-    assert [step for step in starts_of(run)[1:]] == [200, 400, 600]
-    assert slowest < 60
+    assert starts_of(run)[1:] == [200, 400, 600]
+    assert max(restarts) < 60
     # What is lost by a kill: starting anew, and the half interval since the save.
     assert useful / total >= GOODPUT
 
