@@ -80,3 +80,9 @@ def deepspeed_config(
     if template.wandb and template.wandb.enabled and not template.wandb.group:
         config["wandb"]["group"] = run_dir.name
     return config
+
+
+def without_monitors(config: dict[str, Any]) -> dict[str, Any]:
+    """The same dict, for an engine that reports nothing anywhere."""
+    monitors = {"tensorboard", "csv_monitor", "wandb", "comet"}
+    return {key: value for key, value in config.items() if key not in monitors}

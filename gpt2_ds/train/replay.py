@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.train.checkpoint import Progress
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from gpt2_ds.train.loop import Run, take_step
@@ -24,6 +24,7 @@ def replay(run: Run, start: Progress, step: int) -> float:
 
     Raises:
         UserError: no checkpoint before it is left.
+        RunError: some rank was asked to stop.
     """
     plan = run.plan
     if start.step == 0 and step > 1:
@@ -36,6 +37,8 @@ def replay(run: Run, start: Progress, step: int) -> float:
     progress = start
     while progress.step < step:
         taken = take_step(run, progress)
+        if taken.stop:
+            raise RunError(f"--replay {step}: stopped by a signal at step {progress.step + 1}.")
         progress = Progress(
             progress.step + 1, progress.samples_seen + plan.derived.global_batch_size
         )

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 
+from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError, exit_code_of
 from gpt2_ds.config.launcher import local_ranks, rank, world_size
@@ -100,11 +101,13 @@ def _train(
     watchdog: Watchdog,
 ) -> int:
     watchdog.mark(0, "starting")
-    cpu_adam = use_cpu_adam(plan)
-    deepspeed_config = plan.deepspeed(cpu_adam=cpu_adam)
+    training = options.replay_step is None  # otherwise nothing is written
+    deepspeed_config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
     hosts = gathered(platform.node())
-    if options.replay_step is None:
+    if training:
         by_rank_0(lambda: write_run_files(plan, deepspeed_config, hosts))
+    else:
+        deepspeed_config = without_monitors(deepspeed_config)
     recipe, derived = plan.recipe, plan.derived
     engine = build_engine(
         GPT2Config(**model_fields(recipe, derived.vocab_size)),
@@ -125,12 +128,12 @@ def _train(
     start = restored.progress
     ledger = Ledger(plan.run_dir)
     skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))
-    if options.replay_step is None:
+    if training:
         _note_start(plan, restored, ledger)
     say(_headline(plan, start.step))
     samples = corpus.samples(recipe.seed, skipped)
     metrics = Metrics(plan, engine)
-    if options.replay_step is None:
+    if training:
         metrics.go_on_after(start.step)
     if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
         say(_next_words(plan, start.step))
@@ -182,7 +185,13 @@ def _train(
         if options.replay_step is not None:
             replay(run, start, options.replay_step)
             return EXIT_DONE
-        end = train_steps(run, start)
+        try:
+            end = train_steps(run, start)
+        except RunError as error:
+            saved = run.checkpoints.last_saved or start.step
+            tokens_seen = saved * recipe.batch.global_batch_tokens
+            ledger.write("stop", step=saved, tokens_seen=tokens_seen, reason=str(error))
+            raise
         reasons = run.health.stop_reasons()
         if uploader is not None and end.step == plan.last_step:
             uploader.close(while_waiting=lambda: run.health.mark(end.step, "copying"))
@@ -198,7 +207,11 @@ def _uploads(plan: RunPlan) -> bool:
 def _locked(plan: RunPlan) -> Iterator[None]:
     """Only one job at a time writes a run directory. Collective."""
     lock = RunLock(plan.run_dir)
-    by_rank_0(lambda: lock.__enter__() and None)
+
+    def take() -> None:
+        lock.__enter__()
+
+    by_rank_0(take)
     try:
         yield
     finally:

@@ -356,3 +356,8 @@ def test_an_optimizer_in_two_places_is_refused(tmp_path: Path) -> None:
         "t.json: zero_optimization.offload_optimizer.ratio: is 0.5: DeepSpeed leaves the part on "
         "the device out of its checkpoints. Set it to 1.0, or leave it out."
     )
+
+
+def test_without_monitors_nothing_is_reported_and_the_rest_stays(tmp_path: Path) -> None:
+    config = {name: {"enabled": True} for name in ("tensorboard", "csv_monitor", "wandb", "comet")}
+    assert without_monitors(config | {"train_batch_size": 8}) == {"train_batch_size": 8}

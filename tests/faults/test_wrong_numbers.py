@@ -111,6 +111,7 @@ def spike_skip_and_replay(data: Path, folder: Path) -> list[str]:
     )
     run = folder / "run"
     said = [train_disturbed(data, run, "zero1", {30: 30.0}, (*long, "schedule.warmup_tokens=256"))]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said.append(
         train_disturbed(
             data,
@@ -121,6 +122,7 @@ def spike_skip_and_replay(data: Path, folder: Path) -> list[str]:
             StartOptions(replay_step=17),
         )
     )
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     return said
 
 
