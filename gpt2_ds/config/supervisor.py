@@ -148,4 +148,4 @@ def _end(code: int) -> str:
 
 def attempt() -> int:
     """How often the supervisor has started this rank again; 0 for the first time, or without."""
-    return int(os.environ.get(_ATTEMPT, "0"))
+    return max(0, int(os.environ.get(_ATTEMPT, "0")) - 1)

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a file so that a reader sees all of it, the one before, or none, after a crash too."""
     fresh = path.with_name(f"{path.name}.tmp")
-    with fresh.open("wb") as file:
-        for chunk in parts:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync(path.parent)
+    with naming(path):
+        with fresh.open("wb") as file:
+            for chunk in parts:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system in here say which file it was: a write that fails does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def sync(path: Path) -> None:

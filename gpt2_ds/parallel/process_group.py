@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
 import platform
@@ -56,6 +57,10 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
     spare_shm_op()
+    # deepspeed.initialize imports it, and with it torch's compiler: many seconds on a busy machine,
+    # which a watchdog with a short timeout would take for a hang.
+    with suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)

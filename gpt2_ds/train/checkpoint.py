@@ -245,7 +245,8 @@ def _random_states() -> dict[str, torch.Tensor]:
 
 
 def _saved(state: Any, path: Path) -> list[Path]:
-    torch.save(state, path)
+    with path.open("wb", buffering=0) as file:  # given the path, torch hides the system's error
+        torch.save(state, file)
     return [path]
 
 
@@ -271,8 +272,11 @@ def _write(partial: Path, work: list[Callable[[], list[Path]]]) -> dict[str, Fil
 
 
 def _trouble(error: BaseException, partial: Path) -> str:
-    if isinstance(error, OSError):
-        return file_trouble(error)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is not None:
+        return file_trouble(OSError(cause.errno, cause.strerror, cause.filename or str(partial)))
     free = shutil.disk_usage(partial.parent).free
     return (
         f"{partial}: could not be written: {str(error).splitlines()[0]} ({free:,} bytes are free "

@@ -17,6 +17,7 @@ import torch.distributed
 
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.data.durable_file import naming
 from gpt2_ds.parallel.agreement import by_rank_0
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
@@ -165,7 +166,7 @@ class Metrics:
             f"{prefix}{name}": value if math.isfinite(value) else None
             for name, value in present.items()
         }
-        with self._path.open("a", encoding="utf-8") as stream:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self._engine.monitor.write_events(
             [(f"{kind}/{name}", value, step) for name, value in present.items()]

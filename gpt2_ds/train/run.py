@@ -115,6 +115,7 @@ def _train(
         seed=recipe.seed,
         compile_model=recipe.model.compile,
     )
+    watchdog.mark(0, "loading")
     torch.manual_seed(recipe.seed + 1 + rank())  # dropout differs between ranks
     document_eot = corpus.tokenizer.eot_token if recipe.data.document_mask else None
     restored = load_newest(
@@ -125,6 +126,7 @@ def _train(
         strict=options.strict,
         until_step=None if options.replay_step is None else options.replay_step - 1,
     )
+    watchdog.mark(0, "beginning")
     start = restored.progress
     ledger = Ledger(plan.run_dir)
     skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))

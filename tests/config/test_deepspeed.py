@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gpt2_ds.config import template as schema
+from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.recipe_file import flatten
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from gpt2_ds.config.template import Template

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.process import Process
-from gpt2_ds.config.supervisor import exit_code, supervise
+from gpt2_ds.config.supervisor import attempt, exit_code, supervise
 from tests.config.small_recipe import only_fault
 from tests.conftest import REPOSITORY
 from tests.ranks import free_port
@@ -251,3 +251,13 @@ def test_a_number_below_0() -> None:
 
 def test_exit_codes_as_a_shell_has_them() -> None:
     assert [exit_code(code) for code in (0, 1, 75, -9, -15)] == [0, 1, 75, 137, 143]
+
+
+@pytest.mark.parametrize("value, again", [(None, 0), ("1", 0), ("2", 1), ("4", 3)])
+def test_how_often_it_was_started_again(
+    value: str | None, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPT2_DS_SUPERVISED", raising=False)
+    if value is not None:
+        monkeypatch.setenv("GPT2_DS_SUPERVISED", value)
+    assert attempt() == again

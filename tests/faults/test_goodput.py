@@ -50,15 +50,12 @@ def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
     kills, restarts = 0, []
     began = time.monotonic()
     while newest_step(run) < 700:
-        started_at, done_before = time.monotonic(), newest_step(run)
+        started_at = time.monotonic()
         goal = (kills + 1) * 10 * INTERVAL_STEPS + INTERVAL_STEPS // 2
         with job(run, data, *settings, template="zero0") as started:
-            # Of the steps that were done before, some are done again: those lines are taken off.
-            resumes = len(starts_of(run))
-            started.until(lambda: len(starts_of(run)) > resumes, 120)  # noqa: B023
-            restored = starts_of(run)[-1]
-            started.until_step(restored + 1, 120)
-            if done_before:
+            # Not the metrics: they still hold steps that will be done again.
+            started.until(lambda: "\nstep " in started.text(), 120)
+            if kills:
                 restarts.append(time.monotonic() - started_at)
             if goal > 700:
                 assert started.wait(600) == [0, 0], started.text()
@@ -76,11 +73,8 @@ def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
     assert kills == 3
     assert starts_of(run)[1:] == [200, 400, 600]
     assert max(restarts) < 60
-    # What is lost by a kill: starting anew, and the half interval since the save.
-    assert useful / total >= GOODPUT
-
-
-GOODPUT = 0.5
+    # Each kill costs a start and half an interval; a run of minutes is too short for 0.90 of it.
+    assert useful / total >= 0.60
 
 
 def starts_of(run: Path) -> list[int]:

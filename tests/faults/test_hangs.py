@@ -20,7 +20,7 @@ from tests.faults.jobs import job
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan
 
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 8  # starting takes several seconds on a busy machine
 LONG = ("schedule.total_tokens=2560000", "schedule.decay_tokens=2560000")
 SETTINGS = (*LONG, f"health.timeout_seconds={TIMEOUT_SECONDS}", "evaluation.interval_steps=1000")
 
@@ -33,6 +33,7 @@ def stopped_rank_is_named(
         started.until_step(3)
         ranks = started.rank_processes()
         assert len(ranks) == 2
+        time.sleep(1.2)  # a rank says every half second where it is
         began = time.monotonic()
         os.kill(ranks[victim], signal.SIGSTOP)
         (code,) = started.wait(60)
@@ -44,7 +45,7 @@ def stopped_rank_is_named(
     name = f"rank {victim} on {platform.node()} (pid {ranks[victim]})"
     assert f"error: {name} is stopped or stuck: nothing was heard of it for" in text
     assert f"rank {1 - victim} on" not in text  # who only waits is not blamed
-    assert "health.timeout_seconds is 5." in text
+    assert f"health.timeout_seconds is {TIMEOUT_SECONDS}." in text
     for rank, pid in enumerate(ranks):
         stacks = (run / f"logs/stacks_rank_{rank:05d}.txt").read_text()
         assert stacks.startswith(f"rank {rank} on {platform.node()} (pid {pid}), "), stacks
@@ -56,7 +57,7 @@ def stopped_rank_is_named(
 @pytest.mark.heavy
 def test_a_stopped_rank_is_named_and_the_job_ends(data: Path, tmp_path: Path) -> None:
     seconds, _ = stopped_rank_is_named(data, tmp_path / "run", 1, "zero1")
-    assert TIMEOUT_SECONDS < seconds < TIMEOUT_SECONDS + 12  # with the launcher's own
+    assert TIMEOUT_SECONDS - 1 < seconds < TIMEOUT_SECONDS + 12  # with the launcher's own
 
 
 @pytest.mark.faults
@@ -64,7 +65,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(data: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("victim", [0, 1])
 def test_every_stopped_rank(victim: int, template: str, data: Path, tmp_path: Path) -> None:
     seconds, _ = stopped_rank_is_named(data, tmp_path / "run", victim, template)
-    assert TIMEOUT_SECONDS < seconds < TIMEOUT_SECONDS + 12
+    assert TIMEOUT_SECONDS - 1 < seconds < TIMEOUT_SECONDS + 12
     print(f"\nSTOP of rank {victim}, {template}: named and gone after {seconds:.1f} s")
 
 
