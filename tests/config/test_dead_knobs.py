@@ -52,7 +52,7 @@ def attributes() -> dict[str, set[str]]:
 
 
 # What a section is called where its values are read.
-OTHER_NAMES = {"prepare": {"wanted"}, "": {"recipe"}}
+OTHER_NAMES = {"prepare": {"wanted"}, "health": {"_health"}, "": {"recipe"}}
 SECTION_LEAVES = sorted(set(leaves(Recipe)))
 
 

@@ -116,7 +116,8 @@ def test_a_section_as_a_value(tmp_path: Path) -> None:
     assert [str(fault) for fault in faults_of(lambda: load_small(tmp_path, text=text))] == [
         f"{tmp_path / 'small.yaml'}: model: is 'small', not a section. Give it its keys.",
         f"{tmp_path / 'small.yaml'}: other: no such key. Known here: activation_checkpointing, "
-        "batch, checkpoint, data, evaluation, logging, model, optimizer, precision, schedule, "
+        "batch, checkpoint, data, evaluation, health, logging, model, optimizer, precision, "
+        "schedule, "
         "seed, template, tokenizer.",
     ]
     faults = faults_of(lambda: load_small(tmp_path, "schedule=5"))
@@ -266,6 +267,7 @@ CHANGED: dict[str, object] = {
     "data.sources": {"web": SourceSection(path="x", weight=1.0)},
     "data.phases": [PhaseSection(from_tokens=64, weights={"web": 1.0})],
     "evaluation.sample_prompt": "x",
+    "checkpoint.copy_to": "x",
 }
 
 
