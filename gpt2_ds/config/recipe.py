@@ -240,8 +240,9 @@ class CheckpointSection(Section):
     """Copy the state into memory and write it while training goes on, where memory allows; false:
     training waits until all is written."""
     copy_to: Annotated[str, Field(min_length=1)] | None = None
-    """Address of a folder, s3://, gs:// or a path; COPY_TO/<name of the run directory> gets a copy
-    of each checkpoint, and a run whose own folder holds none goes on from there."""
+    """Address of a folder, s3://, gs:// or a path; COPY_TO/<name of the run directory> gets copies
+    of the checkpoints (of those that come while one is sent, the newest), and a run whose own
+    folder holds none goes on from there. Two runs need two names."""
 
 
 class LoggingSection(Section):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +17,8 @@ from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.parallel.process_group import host_group
 
 Value = TypeVar("Value")
+
+_POLL_SECONDS = 0.1
 
 FILE_TROUBLES = {
     errno.ENOSPC: "Make room on this disk, then give the same command again",
@@ -48,26 +53,35 @@ def gathered(value: Value) -> list[Value]:
     return found
 
 
-def by_rank_0(work: Callable[[], Value]) -> Value:
+def by_rank_0(work: Callable[[], Value], mark: Callable[[], None] | None = None) -> Value:
     """What `work` gives on rank 0; its failure there ends every rank alike. Collective.
 
     Args:
         work: reads or writes what all ranks share; runs on rank 0 only.
+        mark: set where it may take long: called on every rank as long as it takes.
 
     Raises:
         UserError: rank 0 found a mistake of the user's.
         RunError: rank 0 could not do it, or met a file that it could not read or write.
     """
     box: list[Any] = [None, None, None]
+    doing: Future[Value] | None = None
+    if mark is not None:
+        if rank() == 0:
+            doing = ThreadPoolExecutor(1, "rank-0-work").submit(work)
+        until_all(lambda: rank() != 0 or (doing is not None and doing.done()), mark)
     if rank() == 0:
         try:
-            box[0] = work()
+            box[0] = work() if doing is None else doing.result()
         except UserError as error:
             box[1] = error.faults
         except RunError as error:
             box[2] = str(error)
         except OSError as error:
             box[2] = file_trouble(error)
+        except Exception as error:  # a fault of this project: the others must not wait for it
+            traceback.print_exc()
+            box[2] = f"rank 0: {type(error).__name__}: {error}"
     if world_size() > 1:
         torch.distributed.broadcast_object_list(box, src=0, group=host_group())
     result, faults, failure = box
@@ -76,6 +90,18 @@ def by_rank_0(work: Callable[[], Value]) -> Value:
     if failure is not None:
         raise RunError(failure)
     return result  # type: ignore[no-any-return]
+
+
+def until_all(ready: Callable[[], bool], mark: Callable[[], None]) -> None:
+    """Wait until every rank is ready. Collective.
+
+    Args:
+        ready: whether this rank is.
+        mark: called on every rank a few times a second, so that no watchdog takes it for a hang.
+    """
+    while totals([ready()])[0] < world_size():
+        mark()
+        time.sleep(_POLL_SECONDS)
 
 
 def all_agree(failure: str | None) -> None:

@@ -92,6 +92,9 @@ def free_memory() -> int:
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        statistics = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").split()
+        # Files that were read stay in memory until it is needed.
+        used -= int(statistics[statistics.index("inactive_file") + 1])
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))

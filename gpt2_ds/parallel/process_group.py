@@ -36,6 +36,8 @@ _ALONE = {
 }
 _LAST_MEETING_SECONDS = 5.0
 
+_joined = {"timeout_minutes": 30.0}  # of the groups of this process
+
 
 def join(timeout_minutes: float = 30.0) -> torch.device:
     """Become a rank of the job that the launcher describes; alone when there is no launcher.
@@ -66,6 +68,7 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
+    _joined["timeout_minutes"] = timeout_minutes
     try:
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
     except RuntimeError as error:
@@ -152,7 +155,8 @@ def host_group() -> dist.ProcessGroup:
 @cache
 def _gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """A gloo group of all ranks of `world`, the default group."""
-    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    timeout = timedelta(minutes=_joined["timeout_minutes"])
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
     return group
 
 

@@ -14,6 +14,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from gpt2_ds.config.errors import RunError
 from gpt2_ds.parallel.engine import gradient_norm, reduced_gradient_norm
 
 
@@ -66,7 +67,16 @@ def apply_update(engine: DeepSpeedEngine, *, leave_out: bool) -> Update:
                 changed.enter_context(_replaced(optimizer, "step", _nothing))
         elif leave_out:
             changed.enter_context(_replaced(optimizer, *_infinite_norm(optimizer)))
-        engine.step()
+        try:
+            engine.step()
+        except Exception as error:
+            if "minimum" in str(error):  # DeepSpeed 0.19.8 raises a bare Exception, on all ranks
+                raise RunError(
+                    "the gradients overflow at the smallest fp16 loss scale: the weights or the "
+                    "data are broken. The last checkpoint is untouched. Lower optimizer.lr, or use "
+                    "precision.dtype bf16 where the device has it."
+                ) from error
+            raise
     if norm is None:
         applied, norm = engine.was_step_applied(), gradient_norm(engine)
         if not applied:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.train.skipped_samples import parse_ranges
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class StartOptions:
         """Refuse what no run of so many steps can do.
 
         Raises:
-            UserError: the step to replay is not one of the run's.
+            UserError: the step to replay is not one of the run's; samples to skip are no range.
         """
+        parse_ranges(self.skip_samples)
         if self.replay_step is not None and not 1 <= self.replay_step <= steps:
             raise user_error(
                 f"--replay {self.replay_step}",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +20,9 @@ from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
-from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered
+from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered, until_all
 from gpt2_ds.parallel.captured_state import catch_state, copy_state, fits_in_memory
+from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -33,11 +32,11 @@ from gpt2_ds.train.checkpoint_manifest import (
     seal,
     step_name,
 )
-from gpt2_ds.train.layout import layout_of, put_aside, remove_partial
 from gpt2_ds.train.probe import PROBE_FILE
 from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.retention import delete, to_delete, validation_losses
 from gpt2_ds.train.run_directory import RUN_FILES, package_versions, write_text
+from gpt2_ds.train.terminal import say
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,18 @@ class Checkpoints:
         plan: the run.
         engine: whose state is saved.
         facts: of the run.
+        mark: called on every rank while it waits for the disk.
     """
 
-    def __init__(self, plan: RunPlan, engine: Any, facts: RunFacts) -> None:
+    def __init__(
+        self, plan: RunPlan, engine: Any, facts: RunFacts, mark: Callable[[], None] = lambda: None
+    ) -> None:
         self._plan, self._engine, self._facts = plan, engine, facts
         self._folder = plan.run_dir / "checkpoints"
+        self._mark = mark
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._writing: _Writing | None = None
         self.last_saved: int | None = None  # the step of the newest commit of this process
-        self.stall_seconds = 0.0  # training stood still for it, in all
 
     @property
     def written(self) -> bool:
@@ -120,7 +122,6 @@ class Checkpoints:
                 weights are no numbers any more.
         """
         self.finish()
-        began = time.perf_counter()
         partial = self._folder / f"{step_name(progress.step)}.tmp"
 
         def fresh_folder() -> None:
@@ -154,7 +155,6 @@ class Checkpoints:
         self._writing = _Writing(progress, partial, probe_loss, records)
         if not behind:
             self.finish()
-        self.stall_seconds += time.perf_counter() - began
 
     def finish(self) -> None:
         """Wait until the pending checkpoint is complete; nothing when there is none.
@@ -164,7 +164,7 @@ class Checkpoints:
         """
         if self._writing is None:
             return
-        wait_for([self._writing.records])
+        until_all(lambda: self.written, self._mark)
         self.commit()
 
     def commit(self) -> None:
@@ -221,20 +221,23 @@ class Checkpoints:
         writing.partial.rename(final)
         sync(self._folder)
         write_text(self._folder / "latest", final.name)  # for DeepSpeed's own tools
-        kept = self._prune()
+        gone = self._prune()
         if self._facts.uploader is not None:
-            self._facts.uploader.submit(final, kept)
+            self._facts.uploader.submit(final, gone)
 
     def _prune(self) -> set[int]:
-        """Delete what the recipe does not keep; the steps that are left."""
+        """Delete what the recipe does not keep; the steps that are gone."""
         complete = {found.step: path for path, found in complete_checkpoints(self._plan.run_dir)}
         losses = validation_losses(self._plan.run_dir)
         uploading = self._facts.uploader.busy if self._facts.uploader else None
         gone = set(to_delete(sorted(complete, reverse=True), self._plan.recipe.checkpoint, losses))
         for step in gone:
-            if complete[step] != uploading:
-                delete(complete[step])
-        return set(complete) - gone
+            try:
+                if complete[step] != uploading:
+                    delete(complete[step])
+            except OSError as error:  # the new one is complete: no reason to end the run
+                say(f"warning: {file_trouble(error)}")
+        return gone
 
 
 def _random_states() -> dict[str, torch.Tensor]:
@@ -277,9 +280,10 @@ def _trouble(error: BaseException, partial: Path) -> str:
         cause = cause.__context__
     if cause is not None:
         return file_trouble(OSError(cause.errno, cause.strerror, cause.filename or str(partial)))
+    what = (str(error) or type(error).__name__).splitlines()[0]
     free = shutil.disk_usage(partial.parent).free
     return (
-        f"{partial}: could not be written: {str(error).splitlines()[0]} ({free:,} bytes are free "
+        f"{partial}: could not be written: {what} ({free:,} bytes are free "
         "there). The checkpoints before it are untouched. Mend it, then give the same command "
         "again."
     )

@@ -73,8 +73,20 @@ class Health:
             RunError: a rank's weights are not those of the others.
         """
         self.mark(step, "updating")
-        if not self._replicas_due(step - 1) or self._first:
-            return
+        if self._replicas_due(step - 1) and not self._first:
+            self._compare(step)
+
+    def before_save(self, step: int) -> None:
+        """Compare replicas: what is saved must be what all ranks hold. Collective.
+
+        Raises:
+            RunError: a rank's weights are not those of the others.
+        """
+        self.mark(step, "saving")
+        if self._plan.recipe.health.replica_check_interval_steps > 0:
+            self._compare(step)
+
+    def _compare(self, step: int) -> None:
         if found := self._replicas.check():
             for sentence in found:
                 self._note("replica", step, sentence)
@@ -115,12 +127,13 @@ class Health:
             say(f"warning: step {step}: {reason}")
             self._note("skip_update", step, reason)
         try:
-            for sentence in self._losses.observe(step, loss, not update.faulty):
-                say(f"warning: {sentence}; {batch}")
-                self._note("loss_spike", step, f"{sentence}; {batch}")
+            spikes = self._losses.observe(step, loss, not update.faulty)
         except RunError:
             checkpoints.finish()  # every rank is here: what is being written becomes complete
             raise
+        for sentence in spikes:
+            say(f"warning: {sentence}; {batch}")
+            self._note("loss_spike", step, f"{sentence}; {batch}")
 
     def _replicas_due(self, step: int) -> bool:
         interval = self._plan.recipe.health.replica_check_interval_steps

@@ -52,10 +52,11 @@ class Ledger:
 
     Args:
         run_dir: the run's folder; must exist when the first line is written.
+        silent: nothing is written.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "ledger.jsonl"
+    def __init__(self, run_dir: Path, *, silent: bool = False) -> None:
+        self.path, self._silent = run_dir / "ledger.jsonl", silent
 
     def write(self, event: Event, *, step: int, tokens_seen: int, reason: str, **more: Any) -> None:
         """Add one line, with time, host and process, and bring it to the disk.
@@ -70,7 +71,7 @@ class Ledger:
         Raises:
             RunError: the disk is full or cannot be written to.
         """
-        if rank() != 0:
+        if rank() != 0 or self._silent:
             return
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -99,7 +99,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
         with metrics.aside():
             run.health.look_at(step, taken.loss, taken.update, run.checkpoints)
             if save_due:
-                run.health.mark(step, "saving")
+                run.health.before_save(step)
                 run.checkpoints.begin(progress)
             if evaluate_now:
                 stop = evaluate(run, progress)

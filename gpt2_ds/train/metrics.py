@@ -66,7 +66,7 @@ class Metrics:
         self._validated_step = by_rank_0(take_off)
 
     def validated(self, step: int) -> bool:
-        """Whether the validation loss after the last step that counts was written before."""
+        """Whether the validation after the last step that counts is written."""
         return step == self._validated_step
 
     @contextmanager
@@ -149,6 +149,7 @@ class Metrics:
             losses: nats per token, by the name of the source.
             weights: of each source in the mean of all.
         """
+        self._validated_step = step
         loss = sum(map(operator.mul, losses.values(), weights)) / sum(weights)
         perplexity = math.exp(min(loss, 700.0))
         by_source = {f"loss_{name}": each for name, each in losses.items() if name}
@@ -186,7 +187,7 @@ def keep_metrics_until(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     kept, validated_step = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
             if values["step"] > step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt2_ds.config.errors import RunError
@@ -214,7 +214,8 @@ class Uploader:
         self._remote = remote
         self._change = threading.Condition()
         self._busy: Path | None = None
-        self._waiting: tuple[Path, frozenset[int] | None] | None = None
+        self._waiting: Path | None = None
+        self._gone: set[int] = set()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="checkpoint-copy", daemon=True)
         self._thread.start()
@@ -225,56 +226,53 @@ class Uploader:
         with self._change:
             return self._busy
 
-    def submit(self, checkpoint: Path, keep: Iterable[int] | None = None) -> None:
+    @property
+    def idle(self) -> bool:
+        """All that was submitted is sent, or could not be."""
+        with self._change:
+            return self._busy is None and self._waiting is None
+
+    def submit(self, checkpoint: Path, gone: Iterable[int] = ()) -> None:
         """Upload a complete step directory after the one that is under way.
 
         Args:
             checkpoint: the step directory. One that waited in its place is forgotten.
-            keep: steps whose copies stay, once this one is complete; None: all stay.
+            gone: steps whose copies go too, once this one is complete. Others stay: this disk may
+                have lost what the copies still hold.
         """
         with self._change:
-            self._waiting = checkpoint, None if keep is None else frozenset(keep)
+            self._waiting = checkpoint
+            self._gone |= set(gone)
             self._change.notify_all()
 
-    def close(
-        self, wait_seconds: float = 600.0, while_waiting: Callable[[], None] = lambda: None
-    ) -> None:
-        """Finish what was submitted, as far as time allows; the next upload goes on from there.
-
-        Args:
-            wait_seconds: at most.
-            while_waiting: called at least once a second.
-        """
+    def close(self, wait_seconds: float = 600.0) -> None:
+        """Finish what was submitted, as far as time allows; the next upload goes on from there."""
         with self._change:
             self._closed = True
             self._change.notify_all()
-        end = time.monotonic() + wait_seconds
-        while self._thread.is_alive() and (left := end - time.monotonic()) > 0:
-            while_waiting()
-            self._thread.join(min(1.0, left))
+        self._thread.join(wait_seconds)
         if self._thread.is_alive():
             self._remote.files.stop.set()
+            self.failure = "the run ended before the copy was complete"
             warn(f"{self._remote.files.address}: the copy of the newest checkpoint is not complete")
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            checkpoint, keep = task
-            self.failure = self._try(checkpoint, keep)
+        while (checkpoint := self._next()) is not None:
+            self.failure = self._try(checkpoint)
             with self._change:
                 self._busy = None
 
-    def _next(self) -> tuple[Path, frozenset[int] | None] | None:
+    def _next(self) -> Path | None:
         with self._change:
             self._change.wait_for(lambda: self._waiting is not None or self._closed)
-            task, self._waiting = self._waiting, None
-            self._busy = task[0] if task else None
-            return task
+            self._busy, self._waiting = self._waiting, None
+            return self._busy
 
-    def _try(self, checkpoint: Path, keep: frozenset[int] | None) -> str | None:
+    def _try(self, checkpoint: Path) -> str | None:
         try:
             self._remote.upload(checkpoint)
-            if keep is not None:
-                self._remote.prune(keep)
+            if self._gone:
+                self._remote.prune(set(self._remote.complete()) - self._gone)
         except Stopped:
             return "the run ended before the copy was complete"
         except Exception as error:  # whatever it is, it must be seen

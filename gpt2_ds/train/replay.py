@@ -57,8 +57,13 @@ def replay(run: Run, start: Progress, step: int) -> float:
 def _then(run: Run, step: int) -> str:
     """The line that the run wrote for a step."""
     path = run.plan.run_dir / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        values = json.loads(line)
-        if values["step"] == step and "loss" in values:
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    ):
+        try:
+            values = json.loads(line)
+        except ValueError:  # a line that a killed process left unfinished
+            continue
+        if values.get("step") == step and "loss" in values:
             return f"loss {values['loss']}  gradient norm {values.get('gradient_norm')}"
     return "no line of this step"

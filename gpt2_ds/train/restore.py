@@ -19,6 +19,7 @@ from gpt2_ds.parallel.elastic import load_elastic
 from gpt2_ds.parallel.parameter_states import ParameterStates
 from gpt2_ds.parallel.pickles import check_pickles, pickle_names
 from gpt2_ds.train.checkpoint import Progress
+from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -26,7 +27,6 @@ from gpt2_ds.train.checkpoint_manifest import (
     damaged_files,
     step_folders,
 )
-from gpt2_ds.train.layout import layout_of, put_aside, remove_partial
 from gpt2_ds.train.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints
 from gpt2_ds.train.terminal import say
@@ -55,6 +55,7 @@ def load_newest(
     probe_loss: Callable[[Tokens], float],
     strict: bool = False,
     until_step: int | None = None,
+    mark: Callable[[], None] | None = None,
 ) -> Restored:
     """Put the engine and the random states where the newest undamaged checkpoint left them.
 
@@ -66,6 +67,7 @@ def load_newest(
         data_fingerprint: of the corpus.
         probe_loss: the loss of stored tokens, with what is loaded.
         strict: a damaged checkpoint is an error; otherwise the one before it is taken.
+        mark: called on every rank while a copy is fetched.
         until_step: look only at checkpoints up to this step, and leave the run directory alone.
 
     Raises:
@@ -74,7 +76,7 @@ def load_newest(
             saved.
     """
     looking = until_step is not None
-    folders = by_rank_0(lambda: _candidates(plan, looking))
+    folders = by_rank_0(lambda: _candidates(plan, looking), mark)
     if until_step is not None:
         folders = [each for each in folders if int(each[0].name.partition("_")[2]) <= until_step]
     passed_over: list[Path] = []
@@ -102,28 +104,28 @@ def load_newest(
         return Restored(progress, manifest, passed_over)
     if folders:
         raise RunError(
-            f"{plan.run_dir / 'checkpoints'}: all {len(folders)} checkpoints are damaged. Restore "
-            "a copy, or remove them to begin at step 0."
+            f"{plan.run_dir / 'checkpoints'}: all {len(folders)} checkpoints are damaged, or not "
+            "every host can read them. Restore a copy; to begin at step 0, move them away."
         )
     return Restored(Progress(0, 0))
 
 
 def _candidates(plan: RunPlan, looking: bool) -> list[tuple[Path, CheckpointManifest | None]]:
     """All step folders, newest first; from the copies elsewhere when this disk holds none."""
-    if not looking:
-        remove_partial(plan.run_dir / "checkpoints")
     folders = step_folders(plan.run_dir)
     empty = not any(manifest for _, manifest in folders)
     if empty and not looking and plan.recipe.checkpoint.copy_to is not None:
         remote_of(plan).fetch_newest(plan.run_dir)
         folders = step_folders(plan.run_dir)
+    if not looking:  # after a fetch, which goes on with what is left of an earlier one
+        remove_partial(plan.run_dir / "checkpoints")
     return folders
 
 
 def remote_of(plan: RunPlan) -> RemoteCheckpoints:
     """Where `checkpoint.copy_to` keeps the copies of this run."""
     return RemoteCheckpoints(
-        f"{(plan.recipe.checkpoint.copy_to or '').rstrip('/')}/{plan.run_dir.name}"
+        f"{(plan.recipe.checkpoint.copy_to or '').rstrip('/')}/{plan.run_dir.resolve().name}"
     )
 
 

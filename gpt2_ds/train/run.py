@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
 from typing import NoReturn
@@ -13,23 +14,23 @@ import torch
 
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError, exit_code_of
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, exit_code_of
 from gpt2_ds.config.launcher import local_ranks, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.config.supervisor import attempt
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.data.skipped import SKIPPED_FILE, Ranges
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered
+from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered, until_all
 from gpt2_ds.parallel.engine import build_engine
-from gpt2_ds.parallel.process_group import device_title, join, leave
+from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.arguments import TRAIN, StartOptions
-from gpt2_ds.train.checkpoint import Checkpoints, Progress, RunFacts
+from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 from gpt2_ds.train.checkpoint_manifest import step_name
 from gpt2_ds.train.first_checks import check_dtype, use_cpu_adam, verify_together
 from gpt2_ds.train.health import Health
-from gpt2_ds.train.ledger import Event, Ledger
+from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault, note_start
+from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
 from gpt2_ds.train.probe import probe_loss, probe_tokens
@@ -57,7 +58,11 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
                 raise
             raise RunError(file_trouble(error)) from error
 
-    leave(exit_code_of(run))
+    try:
+        leave(exit_code_of(run))
+    except Exception:  # a fault of this project: the other ranks must not wait for this one
+        traceback.print_exc()
+        leave(EXIT_RUN_FAILED)
 
 
 def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
@@ -83,13 +88,18 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         StopRequest() as stop,
         Watchdog(plan.run_dir, plan.recipe.health.timeout_seconds) as watchdog,
     ):
-        try:
-            with nullcontext() if options.replay_step else _locked(plan):
+        with nullcontext() if options.replay_step else _locked(plan):
+            try:
                 return _train(plan, corpus, options, device, stop, watchdog)
-        except RuntimeError as error:  # what torch raises where a peer is gone
-            if sentence := watchdog.what_happened(error):
-                raise RunError(sentence) from error
-            raise
+            except RunError as error:
+                note_fault(plan, options, str(error))
+                raise
+            except RuntimeError as error:  # what torch raises where a peer is gone
+                sentence = watchdog.what_happened(error)
+                note_fault(plan, options, sentence or str(error))
+                if sentence:
+                    raise RunError(sentence) from error
+                raise
 
 
 def _train(
@@ -124,21 +134,24 @@ def _train(
         data_fingerprint=corpus.fingerprint,
         probe_loss=lambda tokens: probe_loss(engine, tokens, device, document_eot),
         strict=options.strict,
+        mark=lambda: watchdog.mark(0, "fetching a copy"),
         until_step=None if options.replay_step is None else options.replay_step - 1,
     )
     watchdog.mark(0, "beginning")
     start = restored.progress
-    ledger = Ledger(plan.run_dir)
+    ledger = Ledger(plan.run_dir, silent=not training)
     skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))
     if training:
-        _note_start(plan, restored, ledger)
-    say(_headline(plan, start.step))
+        note_start(plan, restored, ledger)
+    say(headline(plan, start.step))
     samples = corpus.samples(recipe.seed, skipped)
     metrics = Metrics(plan, engine)
     if training:
         metrics.go_on_after(start.step)
     if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
-        say(_next_words(plan, start.step))
+        if training:  # the job before may have ended in it
+            _finish_copy(plan, start.step, lambda: watchdog.mark(start.step, "copying"))
+        say(next_words(plan, start.step))
         return EXIT_DONE
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -158,7 +171,7 @@ def _train(
         corpus.follow(
             lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
         )
-        uploader = Uploader(remote_of(plan)) if _uploads(plan) else None
+        uploader = Uploader(remote_of(plan)) if training and rank() == 0 and _copies(plan) else None
         if uploader is not None:
             stack.callback(uploader.close, _UPLOAD_SECONDS_AT_A_STOP)
             if restored.manifest is not None:  # the job before may have ended in its upload
@@ -179,7 +192,9 @@ def _train(
             engine=engine,
             loader=loader,
             metrics=metrics,
-            checkpoints=stack.enter_context(closing(Checkpoints(plan, engine, facts))),
+            checkpoints=stack.enter_context(
+                closing(Checkpoints(plan, engine, facts, lambda: watchdog.mark(0, "saving")))
+            ),
             health=Health(plan, engine, samples, ledger, stop, watchdog, hosts),
             device=device,
             document_eot=document_eot,
@@ -187,22 +202,33 @@ def _train(
         if options.replay_step is not None:
             replay(run, start, options.replay_step)
             return EXIT_DONE
-        try:
-            end = train_steps(run, start)
-        except RunError as error:
-            saved = run.checkpoints.last_saved or start.step
-            tokens_seen = saved * recipe.batch.global_batch_tokens
-            ledger.write("stop", step=saved, tokens_seen=tokens_seen, reason=str(error))
-            raise
+        end = train_steps(run, start)
         reasons = run.health.stop_reasons()
-        if uploader is not None and end.step == plan.last_step:
-            uploader.close(while_waiting=lambda: run.health.mark(end.step, "copying"))
+        owed = evaluation_owed(plan, metrics, end.step)
+        if end.step == plan.last_step:
+            until_all(
+                lambda: uploader is None or uploader.idle,
+                lambda: watchdog.mark(end.step, "copying"),
+            )
+    if end.step == plan.last_step:
+        _finish_copy(plan, end.step, lambda: watchdog.mark(end.step, "copying"))
     say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
-    return _end(plan, end, ledger, reasons)
+    return note_end(plan, end, ledger, reasons, owed)
 
 
-def _uploads(plan: RunPlan) -> bool:
-    return rank() == 0 and plan.recipe.checkpoint.copy_to is not None
+def _copies(plan: RunPlan) -> bool:
+    return plan.recipe.checkpoint.copy_to is not None
+
+
+def _finish_copy(plan: RunPlan, step: int, mark: Callable[[], None]) -> None:
+    """Send the last checkpoint, or what is missing of its copy, before the job ends. Collective.
+
+    Raises:
+        RunError: it could not be sent. The same command tries again.
+    """
+    if _copies(plan):
+        checkpoint = plan.run_dir / "checkpoints" / step_name(step)
+        by_rank_0(lambda: remote_of(plan).upload(checkpoint), mark)
 
 
 @contextmanager
@@ -226,70 +252,13 @@ def _skip_samples(
 ) -> Ranges:
     """The ranges that this run leaves out, with those asked for now written down."""
     start, manifest = restored.progress, restored.manifest
-    if manifest is not None and not (plan.run_dir / SKIPPED_FILE).exists():
+    replaying = options.replay_step is not None
+    if manifest is not None and not replaying and not (plan.run_dir / SKIPPED_FILE).exists():
         add_skipped(plan.run_dir, tuple(manifest.skipped_samples), 0)  # from a copy elsewhere
-    wanted = parse_ranges(options.skip_samples) if options.replay_step is None else ()
+    wanted = () if replaying else parse_ranges(options.skip_samples)
     ranges, fresh = add_skipped(plan.run_dir, wanted, start.samples_seen)
     tokens_seen = start.samples_seen * plan.recipe.data.seq_length
     for first, end in fresh:
         reason = f"--skip-samples {first}:{end}"
         ledger.write("skip_samples", step=start.step, tokens_seen=tokens_seen, reason=reason)
     return ranges
-
-
-def _note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
-    """Write down how this job begins, and what differs from the one before."""
-    step, manifest = restored.progress.step, restored.manifest
-    tokens_seen = restored.progress.samples_seen * plan.recipe.data.seq_length
-    ranks, stage = world_size(), plan.template.zero_optimization.stage
-
-    def note(event: Event, reason: str) -> None:
-        ledger.write(event, step=step, tokens_seen=tokens_seen, reason=reason)
-
-    for found in restored.passed_over:
-        note("fall_back", f"{found} is not what was saved")
-    if attempt() > 0:
-        note("restart", f"attempt {attempt()} of this job after a failure")
-    if manifest is None:
-        note("start", f"{ranks} ranks, ZeRO stage {stage}")
-        return
-    note("resume", f"from {step_name(step)}, {ranks} ranks, ZeRO stage {stage}")
-    if manifest.world_size != ranks:
-        note("world_size", f"{manifest.world_size} ranks before, {ranks} now")
-    if manifest.zero_stage != stage:
-        note("zero_stage", f"stage {manifest.zero_stage} before, {stage} now")
-
-
-def _end(plan: RunPlan, end: Progress, ledger: Ledger, reasons: str) -> int:
-    """Write down and say how this job ended."""
-    tokens_seen = end.samples_seen * plan.recipe.data.seq_length
-    if end.step < plan.last_step:
-        ledger.write("stop", step=end.step, tokens_seen=tokens_seen, reason=reasons)
-        say(f"Stopped after step {end.step} ({reasons}), and saved. The same command goes on.")
-        return EXIT_PREEMPTED
-    if end.step == plan.derived.steps:
-        ledger.write("done", step=end.step, tokens_seen=tokens_seen, reason="the last step is done")
-    say(_next_words(plan, end.step))
-    return EXIT_DONE
-
-
-def _headline(plan: RunPlan, step: int) -> str:
-    derived, zero = plan.derived, plan.template.zero_optimization.stage
-    begin = f"going on after step {step}" if step else "from step 1"
-    return (
-        f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {derived.steps:,} steps of "
-        f"{plan.recipe.batch.global_batch_tokens:,} tokens ({derived.world_size} ranks x "
-        f"{plan.recipe.batch.micro_batch_size} sequences x {derived.gradient_accumulation_steps} "
-        f"micro-steps), ZeRO stage {zero}, {plan.recipe.precision.dtype}, on {device_title()}; "
-        f"{begin}"
-    )
-
-
-def _next_words(plan: RunPlan, step: int) -> str:
-    prompt = plan.recipe.evaluation.sample_prompt or "The "
-    state = "complete" if step == plan.derived.steps else f"stopped after step {step}, as asked"
-    return (
-        f"The run in {plan.run_dir} is {state}. Next:\n"
-        f"  tensorboard --logdir {plan.run_dir.parent}\n"
-        f'  python launch/generate.py --run {plan.run_dir} --prompt "{prompt}"'
-    )

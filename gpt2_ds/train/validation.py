@@ -60,7 +60,10 @@ def _until_stopped(
 ) -> Iterator[tuple[Tensor, int]]:
     for batch in batches:
         run.health.mark(step, "validating")
-        if totals([run.health.stop_asked])[0]:
+        stop, written = totals([run.health.stop_asked, run.checkpoints.written])
+        if written == run.plan.derived.world_size:
+            run.checkpoints.commit()
+        if stop:
             raise StoppedEarly
         yield batch
 

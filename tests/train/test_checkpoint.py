@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.train.checkpoint_folder import put_aside
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints, damaged_files
-from gpt2_ds.train.layout import put_aside
 from tests.ranks import run_ranks
 from tests.small_run import small_dataset, small_plan
 from tests.train.saved_files import contents
