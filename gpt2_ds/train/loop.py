@@ -77,7 +77,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
     Validates, logs and saves on the way; what it returns is saved.
     """
     plan, recipe, metrics = run.plan, run.plan.recipe, run.metrics
-    progress, stop = start, False
+    progress, stop, saved_step = start, False, start.step
     if evaluation_owed(plan, metrics, start.step):
         stop = evaluate(run, start)
     while progress.step < plan.last_step and not stop:
@@ -99,10 +99,12 @@ def train_steps(run: Run, start: Progress) -> Progress:
         with metrics.aside():
             run.health.look_at(step, taken.loss, taken.update, run.checkpoints)
             if save_due:
-                run.health.before_save(step)
-                run.checkpoints.begin(progress)
+                save(run, progress)
+                saved_step = step
             if evaluate_now:
                 stop = evaluate(run, progress)
+    if saved_step < progress.step:  # asked to stop while it validated
+        save(run, progress)
     run.health.mark(progress.step, "saving")
     run.checkpoints.finish()
     return progress
@@ -148,6 +150,12 @@ def take_step(run: Run, done: Progress) -> Step:
     if written == world_size():
         run.checkpoints.commit()
     return Step(math.nan if broken else loss_sum / world_size(), rate, update, stop > 0)
+
+
+def save(run: Run, progress: Progress) -> None:
+    """Begin to save; what is saved is what all ranks hold."""
+    run.health.before_save(progress.step)
+    run.checkpoints.begin(progress)
 
 
 def evaluation_due(plan: RunPlan, step: int) -> bool:
