@@ -153,7 +153,6 @@ def both_ways(bench: Bench) -> Found:
         saver.finish()  # nothing is left to do
         saver.close()
         found[behind] = hashes(bench.folder / behind, 3)
-        found[f"{behind} stalled"] = saver.stall_seconds
     return found
 
 
@@ -337,8 +336,6 @@ def test_behind_and_at_once_give_the_same_files(
         assert {f"random_rank_{i:05d}.pt" for i in range(ranks)} <= names
         assert {"mp_rank_00_model_states.pt", "tokenizer/words", "probe.npy"} <= names
         assert (found["true saved at once"], found["false saved at once"]) == (False, True)
-        assert 0 < found["true stalled"] < 60
-        assert 0 < found["false stalled"] < 60
 
 
 def test_the_manifest_tells_all_of_it(alone: dict[str, Found]) -> None:

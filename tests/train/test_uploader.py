@@ -62,12 +62,14 @@ def test_the_newest_waits_and_the_others_go(
     remote: Gated, uploader: Uploader, tmp_path: Path
 ) -> None:
     assert uploader.busy is None
+    assert uploader.idle
     paths = [save(tmp_path, step) for step in (1, 2, 3, 4)]
     uploader.submit(paths[0])
     wait_until(lambda: uploader.busy == paths[0])
     for path in paths[1:]:
         uploader.submit(path)
     assert uploader.busy == paths[0]
+    assert not uploader.idle
     remote.gate.set()
     uploader.close()
     assert remote.begun == [paths[0], paths[3]]
@@ -79,8 +81,8 @@ def test_older_copies_go_when_a_newer_one_is_complete(
     remote: Gated, uploader: Uploader, tmp_path: Path
 ) -> None:
     remote.gate.set()
-    for step, keep in ((1, {1}), (2, {1, 2}), (3, {3})):
-        uploader.submit(save(tmp_path, step), keep=keep)
+    for step, gone, keep in ((1, [], {1}), (2, [], {1, 2}), (3, [2], {1, 3}), (4, [1, 9], {3, 4})):
+        uploader.submit(save(tmp_path, step), gone)
         wait_until(lambda step=step: step in remote.complete() and uploader.busy is None)
         wait_until(lambda keep=keep: set(remote.complete()) == keep)
 
@@ -95,7 +97,7 @@ def test_a_failure_is_said_and_the_next_one_mends_it(
 ) -> None:
     remote.gate.set()
     remote.error = error
-    uploader.submit(save(tmp_path, 1), keep=[])
+    uploader.submit(save(tmp_path, 1))
     wait_until(lambda: uploader.failure is not None)
     assert uploader.failure == str(error)
     assert capsys.readouterr().err == (
