@@ -13,4 +13,4 @@ benchmark: ## timing bounds; alone, on a quiet machine
 	python -m pytest -m benchmark
 
 faults: ## the long matrix of kills, signals and damage; most of an hour
-	python -m pytest -m faults -s tests/faults
+	python -m pytest -m faults -s

@@ -161,7 +161,7 @@ def all_cases(folder: Path, world_size: int) -> dict[tuple[str, str, str | None]
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.faults), 2])
 def test_a_bad_step_leaves_no_trace(world_size: int, tmp_path: Path) -> None:
     for of_rank in run_ranks(all_cases, world_size, tmp_path, tmp_path, world_size):
         for (template, dtype, fault), found in of_rank.items():

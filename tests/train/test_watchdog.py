@@ -15,6 +15,7 @@ from tests.ranks import run_ranks
 from tests.train.watched_ranks import Ranks
 
 pytestmark = pytest.mark.heavy
+LONG_MATRIX = pytest.param(0, marks=pytest.mark.faults)  # rank 0, which holds the store
 TIMEOUT_SECONDS = 5.0
 
 
@@ -23,7 +24,7 @@ def named(ranks: Ranks, rank: int) -> str:
     return f"rank {rank} on {os.uname().nodename} (pid {pid})"
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [LONG_MATRIX, 1])
 def test_a_killed_rank_is_named_by_the_one_that_waits_for_it(tmp_path: Path, victim: int) -> None:
     """gloo notices, and the main thread asks what happened."""
     with Ranks(tmp_path, "run", "run") as ranks:
@@ -37,7 +38,7 @@ def test_a_killed_rank_is_named_by_the_one_that_waits_for_it(tmp_path: Path, vic
         assert error.count("was killed or died") == 1
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [LONG_MATRIX, 1])
 def test_a_killed_rank_is_named_where_nothing_else_notices(tmp_path: Path, victim: int) -> None:
     """As under NCCL: the main thread is in the middle of something."""
     deeds = ["apart"] * 3
@@ -55,7 +56,14 @@ def test_a_killed_rank_is_named_where_nothing_else_notices(tmp_path: Path, victi
         assert sentence in said[0]
 
 
-@pytest.mark.parametrize("deeds", [("apart", "fail"), ("fail", "apart"), ("run", "fail")])
+@pytest.mark.parametrize(
+    "deeds",
+    [
+        ("apart", "fail"),
+        pytest.param(("fail", "apart"), marks=pytest.mark.faults),
+        pytest.param(("run", "fail"), marks=pytest.mark.faults),
+    ],
+)
 def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path, deeds: tuple[str, str]) -> None:
     failing = deeds.index("fail")
     with Ranks(tmp_path, *deeds) as ranks:
@@ -66,7 +74,7 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path, deeds: tuple[st
         assert "killed" not in ends[1 - failing][1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [LONG_MATRIX, 1])
 def test_a_stopped_rank_is_named_and_all_write_their_stacks(tmp_path: Path, victim: int) -> None:
     with Ranks(tmp_path, "run", "run", timeout_seconds=TIMEOUT_SECONDS) as ranks:
         ranks.wait_for_step_3()
@@ -112,7 +120,7 @@ def test_all_hang_at_one_point(tmp_path: Path) -> None:
         assert "error" not in nothing
 
 
-@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize("early", [LONG_MATRIX, 1])
 def test_leaving_early_is_no_death(tmp_path: Path, early: int) -> None:
     deeds = ["apart"] * 3
     deeds[early] = "leave"
