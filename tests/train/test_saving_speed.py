@@ -52,6 +52,10 @@ def stalls(folder: Path) -> dict[str, list[float]]:
         probe=tokens,
         probe_loss=lambda: probe_loss(engine, tokens, local_device(), None),
     )
+    ids = torch.arange(512)[None]
+    engine.set_gradient_accumulation_boundary(True)  # a step that makes Adam's moments
+    engine.backward(engine(ids, shift_labels=ids, return_logits=False).loss)
+    engine.step()
     found: dict[str, list[float]] = {"true": [], "false": []}
     for step in range(1, 4):
         for behind, each in plans.items():
@@ -60,7 +64,6 @@ def stalls(folder: Path) -> dict[str, list[float]]:
             began = time.perf_counter()
             checkpoints.begin(Progress(step, step))
             found[behind].append(time.perf_counter() - began)
-            ids = torch.arange(512)[None]
             engine.backward(engine(ids, shift_labels=ids, return_logits=False).loss)
             checkpoints.finish()
             checkpoints.close()
