@@ -63,8 +63,9 @@ def test_resumed_losses_are_bit_equal(world_size: int, data: Path, tmp_path: Pat
             metrics_of(resumed, "step", "validation_loss", "validation_perplexity") == validations
         )
         kept = sorted(p.name for p in (resumed / "checkpoints").glob("step_*"))
-        # keep_last: 2; and the best of those validated when the last one was complete.
-        assert kept == ["step_00000004", "step_00000006", "step_00000008"]
+        # keep_last: 2; and step 4 where the last was complete before its validation was known.
+        assert kept[-2:] == ["step_00000006", "step_00000008"]
+        assert kept[:-2] in ([], ["step_00000004"])
         assert (resumed / "checkpoints/latest").read_text() == "step_00000008"
 
 
