@@ -21,7 +21,9 @@ from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.process import Process, launchers
 
 _ATTEMPT = "GPT2_DS_SUPERVISED"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a rank to save and end."""
+
 _FINAL = (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_PREEMPTED)
 _LONGEST_WAIT_SECONDS = 30.0
 _OLD_RANK_0_SECONDS = 10.0
@@ -65,7 +67,7 @@ class _Supervisor:
 
     def run(self) -> int:
         """Start attempts until one is final; its exit code."""
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._forward)
         attempt = 1
         while True:

@@ -11,6 +11,7 @@ from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_
 from torch import Tensor, nn
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.parallel.engine import whole_shape
 from gpt2_ds.parallel.parameter_layouts import MOMENTS, Key
 from gpt2_ds.parallel.parameter_states import ParameterStates
 
@@ -76,7 +77,7 @@ def _fill_cut_parameters(engine: DeepSpeedEngine, states: ParameterStates) -> No
     for row in optimizer.fp32_partitioned_groups_flat:
         _adam_state(engine, row, states)
     for name, parameter in engine.module.named_parameters():
-        length, numel = parameter.partition_numel(), _whole_shape(parameter).numel()
+        length, numel = parameter.partition_numel(), whole_shape(parameter).numel()
         start = min(dist.get_rank() * length, numel)
         stop = min(start + length, numel)
         for key in _KEYS:
@@ -109,11 +110,6 @@ def _adam_state(engine: DeepSpeedEngine, tensor: Tensor, states: ParameterStates
     return state
 
 
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
 def _refuse_offload(engine: DeepSpeedEngine) -> None:
     zero = engine.config["zero_optimization"]
     for key in ("offload_optimizer", "offload_param"):
@@ -132,7 +128,7 @@ def _refuse_offload(engine: DeepSpeedEngine) -> None:
 
 
 def _refuse_other_model(model: nn.Module, states: ParameterStates) -> None:
-    here = {name: _whole_shape(parameter) for name, parameter in model.named_parameters()}
+    here = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
     there = {name: states.shape(name) for name in states.names()}
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):

@@ -32,7 +32,7 @@ class ParameterGroup:
     n_parameters: int
 
 
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """The shape before ZeRO-3 partitioned it (its own shape is then empty)."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
@@ -44,10 +44,10 @@ def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
     Both embeddings are matrices and decay, as in nanoGPT.
     """
     parameters = list(model.parameters())
-    matrices = [p for p in parameters if len(_whole_shape(p)) >= 2]
-    others = [p for p in parameters if len(_whole_shape(p)) < 2]
+    matrices = [p for p in parameters if len(whole_shape(p)) >= 2]
+    others = [p for p in parameters if len(whole_shape(p)) < 2]
     return [
-        ParameterGroup(name, group, sum(_whole_shape(p).numel() for p in group))
+        ParameterGroup(name, group, sum(whole_shape(p).numel() for p in group))
         for name, group in (("decay", matrices), ("no_decay", others))
     ]
 

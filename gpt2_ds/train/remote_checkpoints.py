@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from gpt2_ds.config.errors import RunError
 from gpt2_ds.data.claimed_file import writing
 from gpt2_ds.data.durable_file import sync, write_durably
 from gpt2_ds.data.remote_source import Stopped
+from gpt2_ds.train.checkpoint_folder import put_aside
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -189,8 +189,7 @@ def _finished(partial: Path, manifest: CheckpointManifest, raw: bytes) -> Path:
     write_durably(partial / MANIFEST, [raw])
     for folder in {(partial / file).parent for file in manifest.files}:
         sync(folder)
-    if final.is_symlink() or final.exists():  # it was not complete: nothing is fetched then
-        final.rename(final.with_name(f"{final.name}.damaged-{time.time_ns()}"))
+    put_aside(final)  # it was not complete: nothing is fetched then
     partial.rename(final)
     sync(final.parent)
     return final

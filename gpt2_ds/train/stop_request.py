@@ -8,17 +8,16 @@ import threading
 from types import FrameType, TracebackType
 
 from gpt2_ds.config.process import Process, launchers
-from gpt2_ds.config.supervisor import is_supervised
+from gpt2_ds.config.supervisor import STOP_SIGNALS, is_supervised
 
 LAUNCHER_GONE = "the launcher is gone"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PERIOD_SECONDS = 1.0
 
 
 class StopRequest:
     """Remembers that this rank was asked to stop; the loop looks at `reason` between steps.
 
-    Enter it on the main thread, and early: what comes while torch is imported then counts too. A
+    Enter it on the main thread, once the ranks have met: before, a signal simply ends them. A
     handler only remembers: the terminal may be a broken pipe by then. Once the block is left,
     signals do nothing any more, so that a late one kills no process that is about to leave.
 
@@ -40,7 +39,7 @@ class StopRequest:
         return self._reason
 
     def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._record)
         if self._watched:
             threading.Thread(target=self._watch, name="launcher watch", daemon=True).start()
@@ -52,7 +51,7 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             # No SIG_IGN: processes that this one starts would inherit it.
             signal.signal(number, _do_nothing)
         self._left.set()
