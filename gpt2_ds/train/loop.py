@@ -174,12 +174,14 @@ def evaluation_owed(plan: RunPlan, metrics: Metrics, step: int) -> bool:
 
 def evaluate(run: Run, progress: Progress) -> bool:
     """Validate and show a sample; False, or True when some rank was asked to stop meanwhile."""
+    began = time.perf_counter()
     try:
         losses = validate(run, progress.step)
     except StoppedEarly:
         return True
+    seconds = time.perf_counter() - began
     weights = run.samples.weights(progress.samples_seen)
-    run.metrics.log_validation(progress.step, losses, weights)
+    run.metrics.log_validation(progress.step, losses, weights, seconds)
     if all(map(math.isfinite, losses.values())):  # nothing can be drawn from weights without one
         show_sample(run, progress.step)
     return False

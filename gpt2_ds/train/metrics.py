@@ -141,19 +141,23 @@ class Metrics:
             f"{tokens_per_second:,.0f} tokens/s{mfu}{skipped}  {left} left"
         )
 
-    def log_validation(self, step: int, losses: dict[str, float], weights: list[float]) -> None:
+    def log_validation(
+        self, step: int, losses: dict[str, float], weights: list[float], seconds: float
+    ) -> None:
         """Write the validation loss and its perplexity, and the loss of each source.
 
         Args:
             step: optimizer steps done.
             losses: nats per token, by the name of the source.
             weights: of each source in the mean of all.
+            seconds: that the validation took.
         """
         self._validated_step = step
         loss = sum(map(operator.mul, losses.values(), weights)) / sum(weights)
         perplexity = math.exp(min(loss, 700.0))
         by_source = {f"loss_{name}": each for name, each in losses.items() if name}
-        self._write("validation", step, {"loss": loss, "perplexity": perplexity} | by_source)
+        values = {"loss": loss, "perplexity": perplexity, "seconds": seconds}
+        self._write("validation", step, values | by_source)
         words = "".join(f"  {name} {each:.4f}" for name, each in losses.items() if name)
         say(f"validation after step {step}: loss {loss:.4f}  perplexity {perplexity:.2f}{words}")
 

@@ -138,7 +138,7 @@ def report(folder: Path) -> dict[str, Any]:
         module.device_title = lambda: "NVIDIA H100 80GB HBM3"  # type: ignore[assignment]
         metrics.step_done()
         metrics.log_step(3, 2.0, 3e-4, 0.5, {"web": 700, "books": 68}, 0)
-        metrics.log_validation(3, {"web": 600.0, "books": 1000.0}, [3.0, 1.0])
+        metrics.log_validation(3, {"web": 600.0, "books": 1000.0}, [3.0, 1.0], 2.5)
         metrics.step_done()
         metrics.log_step(4, math.nan, 3e-4, None, {}, 1)
         metrics.step_done()
@@ -179,6 +179,7 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert (validation["validation_loss_web"], validation["validation_loss_books"]) == (600, 1000)
     assert validation["validation_loss"] == 700.0  # by weight: three of four are web
     assert validation["validation_perplexity"] > 1e300  # a number still
+    assert validation["validation_seconds"] == 2.5
 
     # JSON has no NaN and no Infinity.
     assert fourth["loss"] is None
