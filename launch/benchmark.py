@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of, user_error
-from gpt2_ds.config.launcher import world_size
+from gpt2_ds.config.launcher import adopt_launcher_variables, world_size
+from gpt2_ds.config.node_environment import load_node_environment
 from gpt2_ds.config.run_plan import resolve_run
 
 
@@ -31,6 +32,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    load_node_environment()
+    adopt_launcher_variables()
     if args.plain_torch and world_size() > 1:
         raise user_error("--plain-torch", f"with {world_size()} ranks", "Start it with one rank.")
     if args.steps < 1 or args.warmup_steps < 0:

@@ -6,7 +6,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
-from gpt2_ds.config.launcher import check_hostfile, check_world_size, rank, world_size
+from gpt2_ds.config.hostfile import check_hostfile, read_hostfile
+from gpt2_ds.config.launcher import (
+    adopt_launcher_variables,
+    check_world_size,
+    rank,
+    world_size,
+)
+from gpt2_ds.config.node_commands import describe_nodes
+from gpt2_ds.config.node_environment import load_node_environment
 from gpt2_ds.config.run_plan import describe, resolve_run
 from gpt2_ds.config.supervisor import supervise
 from gpt2_ds.train.arguments import StartOptions, parse
@@ -15,12 +23,15 @@ from gpt2_ds.train.inputs import open_inputs
 
 def main() -> int:
     args = parse(sys.argv[1:])
+    load_node_environment()
+    adopt_launcher_variables()
     check_hostfile()
     if not args.dry_run:  # which shows the run of any number of ranks
         check_world_size(args.expect_ranks)
+    ranks = sum(read_hostfile(args.hostfile).values()) if args.hostfile else world_size()
     plan = resolve_run(
         args.recipe,
-        world_size=world_size() if args.expect_ranks is None else args.expect_ranks,
+        world_size=ranks if args.expect_ranks is None else args.expect_ranks,
         template_file=args.template,
         overrides=args.set,
         run_dir=args.run_dir,
@@ -31,6 +42,8 @@ def main() -> int:
     if args.dry_run:
         if rank() == 0:
             print(describe(plan))
+            if args.hostfile:
+                print(describe_nodes(args.hostfile, sys.argv))
         return EXIT_DONE
     supervise(args.restarts)  # from here on in a process of its own, when there are restarts
     corpus = open_inputs(plan)

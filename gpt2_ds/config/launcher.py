@@ -2,16 +2,88 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+import subprocess
+from collections.abc import Mapping
+from functools import cache
 
-from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.hostfile import ancestors
+from gpt2_ds.config.process import program_of
 
-_HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
-_LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
-_HOSTFILE_FLAGS = ("--hostfile", "-H")
+_MASTER_PORT = "29500"  # deepspeed's own
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's: batch scripts and interactive shells are above
+
+
+def adopt_launcher_variables() -> None:
+    """Take this rank's number from srun or mpirun, where one of them started it.
+
+    The launchers of DeepSpeed and torch set RANK, WORLD_SIZE, LOCAL_RANK and a LOCAL_SIZE; here
+    they are set from the names that srun and mpirun use. Without a launcher nothing is changed.
+
+    Raises:
+        UserError: the ranks are not told where to meet; ranks of one node that do not follow each
+            other, or do not see its devices.
+    """
+    if "RANK" in os.environ:
+        return
+    given = os.environ
+    if "OMPI_COMM_WORLD_RANK" in given:  # before Slurm: within it, mpirun starts its helpers by it
+        ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+        theirs = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+        for name, word in zip(ours, theirs, strict=True):
+            os.environ[name] = given[f"OMPI_COMM_WORLD_{word}"]
+        fix = "Add to mpirun: -x MASTER_ADDR=HOST -x MASTER_PORT=29500, HOST the first node."
+        _check_meeting_place("mpirun", fix)
+    elif _is_task_of_srun(given):
+        tasks_here = [int(number) for number in given["SLURM_GTIDS"].split(",")]
+        os.environ |= {
+            "RANK": given["SLURM_PROCID"],
+            "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": given["SLURM_LOCALID"],
+            "LOCAL_SIZE": str(len(tasks_here)),
+        }
+        fix = "Type before srun: `export MASTER_ADDR=$(scontrol show hostnames | head -n 1)`."
+        _check_meeting_place("srun", fix)
+        _check_tasks(tasks_here)
+
+
+def _is_task_of_srun(given: Mapping[str, str]) -> bool:
+    """Not the shell of a batch script, which sees SLURM_PROCID=0 and the job's task count too."""
+    step = given.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP and "SLURM_GTIDS" in given
+
+
+def _check_meeting_place(launcher: str, fix: str) -> None:
+    if world_size() == 1:
+        return
+    if not os.environ.get("MASTER_ADDR"):
+        what = f"is not set, and {launcher} started {world_size()} ranks, which meet there"
+        raise user_error("MASTER_ADDR", what, fix)
+    os.environ.setdefault("MASTER_PORT", _MASTER_PORT)
+
+
+def _check_tasks(tasks_here: list[int]) -> None:
+    """Refuse ways of srun to place tasks and devices that this project does not reckon with."""
+    if tasks_here != list(range(tasks_here[0], tasks_here[0] + len(tasks_here))):
+        numbers = ", ".join(str(number) for number in tasks_here)
+        raise user_error(
+            "srun",
+            f"placed ranks {numbers} on one node, which do not follow each other",
+            "Give it --distribution=block.",
+        )
+    devices = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    if 0 < len(devices) < len(tasks_here):
+        raise user_error(
+            "srun",
+            f"shows this rank {len(devices)} of the devices of its node (CUDA_VISIBLE_DEVICES="
+            f"{','.join(devices)}), and started {len(tasks_here)} ranks there",
+            f"Show each rank all of them: --gpus-per-node={len(tasks_here)} in place of "
+            "--gpus-per-task or --gpu-bind.",
+        )
 
 
 def rank() -> int:
@@ -30,7 +102,16 @@ def local_world_size() -> int:
 
 
 def local_ranks() -> range:
-    """The ranks on this machine."""
+    """The ranks on this machine.
+
+    Where nodes have unlike numbers of slots, DeepSpeed 0.19.8 sets LOCAL_RANK = RANK % slots,
+    which says nothing of the first rank here: its launcher's own words do.
+    """
+    slots, node = _deepspeed_nodes()
+    if slots:
+        counts = list(slots.values())
+        first = sum(counts[:node])
+        return range(first, first + counts[node])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     first = rank() - local_rank
     return range(first, first + max(local_world_size(), local_rank + 1))
@@ -38,7 +119,73 @@ def local_ranks() -> range:
 
 def nodes() -> int:
     """Machines of the job."""
-    return -(-world_size() // local_world_size())
+    slots, _ = _deepspeed_nodes()
+    return len(slots) or -(-world_size() // local_world_size())
+
+
+def hosts_of_ranks() -> list[str] | None:
+    """The host of each rank, by rank, in the launcher's words; None where it does not tell.
+
+    The `deepspeed` launcher and srun tell. No rank has to be there for it.
+    """
+    slots, _ = _deepspeed_nodes()
+    if slots:
+        return [host for host, count in slots.items() for _ in range(count)]
+    given = os.environ
+    numbers = (given.get("SLURM_PROCID"), given.get("SLURM_STEP_NUM_TASKS"))
+    if not _is_task_of_srun(given) or numbers != (str(rank()), str(world_size())):
+        return None  # of another launcher, which srun may have started
+    hosts = _expanded(given.get("SLURM_STEP_NODELIST", ""))
+    counts = tasks_per_node(given.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    found = [host for host, count in zip(hosts, counts, strict=False) for _ in range(count)]
+    return found if len(found) == world_size() else None
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's short form of tasks on each node, written out.
+
+    >>> tasks_per_node("2(x3),1")
+    [2, 2, 2, 1]
+    """
+    found: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        found += [int(count)] * int(times or "1")
+    return found
+
+
+def _expanded(node_list: str) -> list[str]:
+    """Slurm's short form of host names (`gpu[01-03,7]`), written out; none without Slurm."""
+    command = ["scontrol", "show", "hostnames", node_list]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return shown.stdout.split()
+
+
+@cache  # the launcher may be dead when it is asked again
+def _deepspeed_nodes() -> tuple[dict[str, int], int]:
+    """Slots of each host and this node's number; no hosts when DeepSpeed did not start this."""
+    parents = ancestors() if "CROSS_SIZE" in os.environ else ()
+    launch = (words for words, _ in parents if program_of(words) == "deepspeed.launcher.launch")
+    return next((deepspeed_nodes(words) for words in launch), ({}, 0))
+
+
+def deepspeed_nodes(words: list[str]) -> tuple[dict[str, int], int]:
+    """What the command line of `python -m deepspeed.launcher.launch` says of the nodes.
+
+    Args:
+        words: its argument vector.
+
+    Returns:
+        The slots of each host, in order of rank, and the number of the node that it runs on.
+    """
+    named: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        named.setdefault(name, value)  # the training script's own words come after
+    world = json.loads(base64.urlsafe_b64decode(named["--world_info"]))
+    return {host: len(ids) for host, ids in world.items()}, int(named.get("--node_rank", "0"))
 
 
 def check_world_size(expected: int | None) -> None:
@@ -53,101 +200,3 @@ def check_world_size(expected: int | None) -> None:
             f"the launcher started {world_size()} ranks",
             "Check --hostfile and its slots, or --num_gpus, then submit again.",
         )
-
-
-def check_hostfile() -> None:
-    """Refuse a job whose named hostfile is missing or malformed.
-
-    DeepSpeed 0.19.8 warns and trains on this machine alone when the file is missing. It keeps the
-    file's name to itself, so the command lines of the parent processes are read (Linux).
-
-    Raises:
-        UserError: the file is missing, or a line is not `host slots=N`.
-    """
-    named = named_hostfile(_ancestors())
-    if named is not None:
-        read_hostfile(named)
-
-
-def named_hostfile(commands: Iterator[tuple[list[str], Path]]) -> Path | None:
-    """The hostfile of the nearest `deepspeed` command, made absolute.
-
-    Args:
-        commands: argument vector and working directory of each parent process, nearest first.
-    """
-    for words, directory in commands:
-        names = [Path(word).name for word in words[:2]]
-        launcher = next((i for i, name in enumerate(names) if name in ("deepspeed", "ds")), None)
-        if launcher is None:
-            continue
-        own = words[launcher + 1 :]
-        for word, following in zip(own, [*own, ""][1:], strict=True):
-            flag, equals, value = word.partition("=")
-            if word.endswith(".py"):
-                return None  # what follows are the training script's own arguments
-            if flag in _HOSTFILE_FLAGS:
-                return directory / (value if equals else following)
-            if word.startswith("-H"):
-                return directory / word.removeprefix("-H")
-        return None
-    return None
-
-
-def _ancestors() -> Iterator[tuple[list[str], Path]]:
-    """Argument vector and working directory of each parent process, nearest first."""
-    process = os.getppid()
-    while process > 1:
-        folder = Path("/proc") / str(process)
-        try:
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            status = (folder / "stat").read_text()
-            directory = (folder / "cwd").readlink()
-        except OSError:
-            return
-        yield words, directory
-        process = int(status.rpartition(")")[2].split()[1])
-
-
-def _why(line: str) -> str:
-    """What is special about a refused line, if anything is."""
-    if line.endswith("\r"):
-        return ", with a Windows line end"
-    if line.startswith("-"):
-        return ", which ssh would take for an option"
-    return ""
-
-
-def read_hostfile(path: Path) -> dict[str, int]:
-    """Hosts and their slots.
-
-    Raises:
-        UserError: missing, empty, or lines that are not `host slots=N` (a host that begins with
-            `-` would be an option of ssh), each named.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except OSError as error:
-        raise user_error(
-            f"--hostfile {path}",
-            f"cannot be read ({error.strerror}); DeepSpeed would train on this machine alone",
-            "Name a file with a line `host slots=N` for each node.",
-        ) from None
-    hosts: dict[str, int] = {}
-    faults: list[Fault] = []
-    for number, raw in enumerate(text.split("\n"), start=1):
-        line = raw.partition("#")[0].strip(" \t")
-        if not line:
-            continue
-        where = f"{path}:{number}"
-        if not _HOSTFILE_LINE.match(line):
-            faults.append(Fault(where, f"is {line!r}{_why(line)}", _LINE_FIX))
-            continue
-        host, slots = line.split()[0], int(line.rpartition("=")[2])
-        if host in hosts:
-            faults.append(Fault(where, f"names {host} again", "Give each host one line."))
-        hosts[host] = slots
-    if not hosts and not faults:
-        faults.append(Fault(str(path), "names no host", "Write `host slots=N` for each node."))
-    if faults:
-        raise UserError(*faults)
-    return hosts

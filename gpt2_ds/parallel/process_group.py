@@ -24,8 +24,9 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError
-from gpt2_ds.config.launcher import local_world_size
+from gpt2_ds.config.launcher import hosts_of_ranks, local_world_size, world_size
 from gpt2_ds.config.recipe import Dtype
+from gpt2_ds.parallel.roll_call import roll_call
 
 _ALONE = {
     "RANK": "0",
@@ -34,6 +35,7 @@ _ALONE = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
+_ROLL_CALL_MINUTES = 10.0
 _LAST_MEETING_SECONDS = 5.0
 
 _joined = {"timeout_minutes": 30.0}  # of the groups of this process
@@ -43,7 +45,8 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
     """Become a rank of the job that the launcher describes; alone when there is no launcher.
 
     Args:
-        timeout_minutes: a collective that waits longer fails.
+        timeout_minutes: a collective that waits longer fails; the ranks wait for each other so
+            long, and at most ten minutes.
 
     Returns:
         This rank's device.
@@ -69,10 +72,13 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     _joined["timeout_minutes"] = timeout_minutes
+    meeting_minutes = min(timeout_minutes, _ROLL_CALL_MINUTES)
     try:
+        meeting = roll_call(60 * meeting_minutes) if world_size() > 1 else None
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+        del meeting
     except RuntimeError as error:
-        raise RunError(_why_not_joined(str(error), timeout_minutes)) from error
+        raise RunError(_why_not_joined(str(error), meeting_minutes)) from error
     return device
 
 
@@ -87,17 +93,12 @@ def _why_not_joined(error: str, timeout_minutes: float) -> str:
             f"deepspeed another: deepspeed --master_port {another} ..."
         )
     if "trying to connect to" in error:
+        hosts = hosts_of_ranks()
+        there = f" on host {hosts[0]}" if hosts else " there"
         return (
-            f"--master_addr {address} --master_port {port}: {this} could not reach rank 0 there "
+            f"--master_addr {address} --master_port {port}: {this} could not reach rank 0{there} "
             f"for {timeout_minutes:g} minutes. See whether rank 0 lives, and whether a firewall "
             "is between the machines."
-        )
-    if "waiting for clients" in error:
-        joined = error.rpartition("waiting for clients. ")[2].removesuffix(" clients joined.")
-        return (
-            f"--master_addr {address} --master_port {port}: {this} waited {timeout_minutes:g} "
-            f"minutes for the other ranks; {joined} came. See what those print, and whether each "
-            "machine reaches this one."
         )
     return (
         f"--master_addr {address} --master_port {port}: {this} could not join the others: "

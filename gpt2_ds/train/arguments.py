@@ -45,7 +45,11 @@ TRAIN = StartOptions()
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """What was typed."""
+    """What was typed.
+
+    Raises:
+        UserError: --hostfile without --dry-run.
+    """
     parser = argparse.ArgumentParser(
         description="Train a recipe. The same command, given again, goes on with the run.",
         epilog="example: deepspeed launch/train.py --recipe recipes/quickstart.yaml "
@@ -71,5 +75,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     add("--replay", type=int, metavar="STEP", help="take one past step again, and change nothing")
     add("--dry-run", action="store_true", help="print every value, its origin, what follows; stop")
+    add("--hostfile", type=Path, help="with --dry-run: print each node's command and ranks, too")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    return parser.parse_args(words)
+    parsed = parser.parse_args(words)
+    if parsed.hostfile is not None and not parsed.dry_run:
+        raise user_error(
+            f"--hostfile {parsed.hostfile}",
+            "is a word for deepspeed, and stands behind launch/train.py",
+            f"Type deepspeed --hostfile {parsed.hostfile} launch/train.py ...",
+        )
+    return parsed

@@ -6,10 +6,15 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
 from gpt2_ds.config.process import Process
+
+_CONNECT_TIMEOUT = timedelta(seconds=60)
 
 LEFT, FAILED, DUMPED = "left", "failed", "dumped"
 
@@ -57,6 +62,7 @@ class Status:
             not.
         gone: ranks of its host whose process has ended.
         heard: it knows that rank 0 has left, or what was found.
+        broken: something it did together with the others failed.
     """
 
     beat: int = 0
@@ -67,6 +73,7 @@ class Status:
     end: str | None = None
     gone: list[int] = field(default_factory=list)
     heard: bool = False
+    broken: bool = False
 
     @property
     def where(self) -> str:
@@ -180,3 +187,14 @@ def find_hang(
             for one in last
         )
     return Finding("hang", [one.rank for one in last], said)
+
+
+def open_store(port: int) -> TCPStore:
+    """Rank 0's store; port 0: be rank 0, and take a free one."""
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        port,
+        is_master=port == 0,
+        timeout=_CONNECT_TIMEOUT,
+        wait_for_workers=False,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
 from gpt2_ds.train.probe import probe_loss, probe_tokens
+from gpt2_ds.train.rank_log import keep_log, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.replay import replay
 from gpt2_ds.train.restore import Restored, load_newest, remote_of
@@ -49,6 +51,8 @@ _UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30
 
 def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoReturn:
     """Train, then end this process with the exit code of what happened."""
+    if options.replay_step is None:
+        keep_log(plan.run_dir, rank())
 
     def run() -> int:
         try:
@@ -60,8 +64,11 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
 
     try:
         leave(exit_code_of(run))
-    except Exception:  # a fault of this project: the other ranks must not wait for this one
+    except Exception as error:  # a fault of this project: the others must not wait for this rank
         traceback.print_exc()
+        if rank() != 0:
+            where = f"all of it is in {log_path(plan.run_dir, rank())}"
+            print(f"error (rank {rank()}): {error!r}; {where}", file=sys.stderr)
         leave(EXIT_RUN_FAILED)
 
 

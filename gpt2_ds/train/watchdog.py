@@ -13,9 +13,9 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED
+from gpt2_ds.train.doors import Door, Doors
 from gpt2_ds.train.rank_status import (
     DUMPED,
     FAILED,
@@ -25,11 +25,11 @@ from gpt2_ds.train.rank_status import (
     Status,
     find_end,
     find_hang,
+    open_store,
 )
 from gpt2_ds.train.stacks import Stacks, end_with_stacks
 
 _PERIOD_SECONDS = 0.5
-_CONNECT_TIMEOUT = timedelta(seconds=60)
 _NO_TIMEOUT = timedelta(days=365)  # a stopped rank 0 must not make the store print; see _look
 _OVERSLEPT_SECONDS = 5.0
 _DEAD_GRACE_SECONDS = 3.0
@@ -47,6 +47,7 @@ class Watchdog:
 
     - A rank is dead, or left by an error of its own. The main threads get a few seconds to notice
       it themselves (gloo raises; see `what_happened`). Then the job ends with a message.
+    - A machine no longer answers (see `Doors`): likewise.
     - Nothing is heard of a rank, or a main thread marks nothing, for `timeout_seconds`. All ranks
       write the stacks of all threads into logs/ and end; a stopped one of the same host is woken.
 
@@ -67,17 +68,20 @@ class Watchdog:
         self._stacks = Stacks(run_dir / "logs" / f"stacks_rank_{self._rank:05d}.txt")
         port = 0
         if self._rank == 0:
-            self._store = _open_store(port)
+            self._store = open_store(port)
             port = self._store.port
             self._store.set(_FINDING, "")
             for other in range(world_size):
                 self._store.set(f"status/{other}", Status().to_json())
-        mine = (RankProcess.of_this_process(self._rank), port)
+        self._door = Door()
+        mine = (RankProcess.of_this_process(self._rank), port, self._door.address)
         everyone = [mine] * world_size
         dist.all_gather_object(everyone, mine)
-        self._ranks = [process for process, _ in everyone]
+        self._ranks = [process for process, _, _ in everyone]
+        watched = range(1, world_size) if self._rank == 0 else range(1)
+        self._doors = Doors(self._ranks, [one[2] for one in everyone], self._rank, watched)
         if self._rank != 0:
-            self._store = _open_store(everyone[0][1])
+            self._store = open_store(everyone[0][1])
         self._store.set_timeout(_NO_TIMEOUT)
         place = mine[0].place
         self._neighbours = [
@@ -90,7 +94,7 @@ class Watchdog:
         self._end: str | None = None
         self._end_published, self._wake, self._left = (threading.Event() for _ in range(3))
         self._finding: Finding | None = None
-        self._told = self._store_lost = False
+        self._told = self._store_lost = self._broken = False
 
     def __enter__(self) -> Watchdog:
         """Begin to watch."""
@@ -114,6 +118,7 @@ class Watchdog:
             self._wait_until_heard()
         self._left.set()
         self._wake.set()
+        self._door.close()
         self._stacks.close()
 
     def mark(self, step: int, doing: str) -> None:
@@ -140,6 +145,7 @@ class Watchdog:
         Returns:
             A sentence that names the rank; None when all live, or the error came from elsewhere.
         """
+        self._broken = True
         from_elsewhere = isinstance(error, torch.OutOfMemoryError) or not isinstance(
             error, RuntimeError
         )
@@ -200,7 +206,9 @@ class Watchdog:
             if found:
                 self._finding = Finding.from_json(found)
             elif self._rank == 0:
-                self._finding = find_end(self._ranks, self._statuses)
+                self._finding = find_end(self._ranks, self._statuses) or self._doors.find(
+                    self._silent(now), self._statuses
+                )
 
     def _status(self, end: str | None) -> Status:
         self._beat += 1
@@ -214,6 +222,7 @@ class Watchdog:
             end=end,
             gone=self._gone,
             heard=self._statuses[0].end is not None or self._finding is not None,
+            broken=self._broken,
         )
 
     def _wait_until_heard(self) -> None:
@@ -246,16 +255,23 @@ class Watchdog:
 
     def _look(self, now: float) -> Finding | None:
         """What can be found without asking: by rank 0 about all, by the others about rank 0."""
+        silent = self._silent(now)
         if self._rank == 0:
-            silent = [0.0, *(now - changed for changed in self._changed[1:])]
             return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
         status = self._statuses[0]
         if self._store_lost and status.end is None:
             return find_end(self._ranks, [status, Status(gone=[0]), *self._statuses[2:]])
-        if not self._store_lost and now - self._heard_at > self._timeout_seconds:
-            silent = [now - self._heard_at] + [0.0] * (len(self._ranks) - 1)
+        if not self._store_lost and silent[0] > self._timeout_seconds:
             return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
-        return None
+        found = self._doors.find(silent, self._statuses)
+        self._awake_at = time.monotonic()  # knocking is no sleep
+        return found
+
+    def _silent(self, now: float) -> list[float]:
+        """Seconds since each rank was heard of; those that this one does not listen to count 0."""
+        if self._rank == 0:
+            return [0.0, *(now - changed for changed in self._changed[1:])]
+        return [now - self._heard_at] + [0.0] * (len(self._ranks) - 1)
 
     def _end_job(self, finding: Finding) -> None:
         if finding.kind == "hang":
@@ -287,14 +303,3 @@ class Watchdog:
         if self._rank == min(others, default=0):
             with suppress(OSError, ValueError):
                 print(f"error: {text}", file=sys.stderr, flush=True)
-
-
-def _open_store(port: int) -> TCPStore:
-    """Rank 0's store; port 0: be rank 0, and take a free one."""
-    return TCPStore(
-        os.environ["MASTER_ADDR"],
-        port,
-        is_master=port == 0,
-        timeout=_CONNECT_TIMEOUT,
-        wait_for_workers=False,
-    )

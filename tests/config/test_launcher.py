@@ -2,127 +2,183 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gpt2_ds.config import launcher
-from gpt2_ds.config.launcher import check_hostfile, check_world_size, named_hostfile, read_hostfile
-from tests.config.small_recipe import faults_of, only_fault
+from gpt2_ds.config.launcher import (
+    adopt_launcher_variables,
+    check_world_size,
+    deepspeed_nodes,
+    hosts_of_ranks,
+    local_ranks,
+    nodes,
+)
+from tests.config.small_recipe import only_fault
+from tests.conftest import REPOSITORY
+
+OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What Slurm 22.05 gives to rank 3 of `srun` on two nodes with two tasks each ...
+TASK = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_GTIDS": "2,3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "4",
+}
+# ... and to the shell of that job's script.
+BATCH = {
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_GTIDS": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+}
+# What Open MPI 4.1 gives to rank 3 of 2 x 2.
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
 
 
-def hostfile(folder: Path, content: bytes) -> Path:
-    path = folder / "hostfile"
-    path.write_bytes(content)
-    return path
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """This process's variables without a launcher's; what a test sets is gone after it."""
+    named = ("SLURM_", "OMPI_", "LOCAL_", "CROSS_", "CUDA_VISIBLE_DEVICES", "TORCHELASTIC_")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(named) and name not in OURS
+    }
+    monkeypatch.setattr(os, "environ", kept)
+    launcher._deepspeed_nodes.cache_clear()
+    yield kept
+    launcher._deepspeed_nodes.cache_clear()
 
 
-def test_a_good_hostfile(tmp_path: Path) -> None:
-    content = b"# two nodes\nworker-1 slots=8\n\n10.0.0.2\t slots=4  # the second\nfe80::1 slots=1"
-    hosts = read_hostfile(hostfile(tmp_path, content))
-    assert hosts == {"worker-1": 8, "10.0.0.2": 4, "fe80::1": 1}
+def ours(environment: dict[str, str]) -> list[str | None]:
+    return [environment.get(name) for name in OURS]
+
+
+@pytest.mark.parametrize("theirs", [TASK, MPI], ids=["srun", "mpirun"])
+def test_a_rank_of_srun_or_mpirun(environment: dict[str, str], theirs: dict[str, str]) -> None:
+    environment |= theirs | {"MASTER_ADDR": "n1"}
+    adopt_launcher_variables()
+    assert ours(environment) == ["3", "4", "1", "2", "n1", "29500"]
+    assert list(local_ranks()) == [2, 3]
+
+
+def test_a_port_that_was_given_stays(environment: dict[str, str]) -> None:
+    environment |= TASK | {"MASTER_ADDR": "n1", "MASTER_PORT": "4711"}
+    adopt_launcher_variables()
+    assert environment["MASTER_PORT"] == "4711"
+
+
+def test_mpirun_within_slurm_counts_its_own_ranks(environment: dict[str, str]) -> None:
+    orted = TASK | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_GTIDS": "1"}
+    environment |= orted | MPI | {"MASTER_ADDR": "n1"}
+    adopt_launcher_variables()
+    assert ours(environment)[:2] == ["3", "4"]
+    assert hosts_of_ranks() is None
 
 
 @pytest.mark.parametrize(
-    "line, why",
+    "given",
     [
-        ("-oProxyCommand=x slots=2", ", which ssh would take for an option"),
-        ("w;reboot slots=2", ""),
-        ("$(reboot) slots=2", ""),
-        ("`reboot` slots=2", ""),
-        ("w slots=0", ""),
-        ("w slots=-1", ""),
-        ("w slots=two", ""),
-        ("w slots=2 slots=3", ""),
-        ("w slots = 2", ""),
-        ("w", ""),
-        ("slots=2", ""),
-        ("w slots=2\r", ", with a Windows line end"),
-        ("wörker slots=2", ""),
-        ("w\u00a0slots=2", ""),
-        ("w\x0bslots=2", ""),
+        {},
+        BATCH,
+        BATCH | {"SLURM_STEP_ID": "4294967291"},  # a batch script
+        BATCH | {"SLURM_STEP_ID": "4294967290"},  # a shell that salloc opened
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, why: str) -> None:
-    path = hostfile(tmp_path, f"good slots=1\n{line}\n".encode())
-    assert only_fault(lambda: read_hostfile(path)) == (
-        f"{path}:2: is {line!r}{why}. Write `host slots=N`: a plain name or address, N at least 1."
-    )
+def test_nobody_is_waited_for_that_nobody_started(
+    environment: dict[str, str], given: dict[str, str]
+) -> None:
+    environment |= given
+    adopt_launcher_variables()
+    assert ours(environment) == [None] * 6
 
 
-def test_every_bad_line_is_named(tmp_path: Path) -> None:
-    path = hostfile(tmp_path, b"a slots=1\nb\nc slots=2\na slots=4\n\xff\xfe slots=1\n")
-    faults = faults_of(lambda: read_hostfile(path))
-    assert [fault.where for fault in faults] == [f"{path}:{line}" for line in (2, 4, 5)]
-    assert str(faults[1]) == f"{path}:4: names a again. Give each host one line."
+@pytest.mark.parametrize("theirs", [TASK, MPI], ids=["srun", "mpirun"])
+def test_a_launcher_within_srun_or_mpirun_counts(
+    environment: dict[str, str], theirs: dict[str, str]
+) -> None:
+    environment |= theirs | {"RANK": "0", "WORLD_SIZE": "1"}
+    adopt_launcher_variables()
+    assert ours(environment) == ["0", "1", None, None, None, None]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"# none\n"])
-def test_an_empty_hostfile(tmp_path: Path, content: bytes) -> None:
-    path = hostfile(tmp_path, content)
-    message = only_fault(lambda: read_hostfile(path))
-    assert message == f"{path}: names no host. Write `host slots=N` for each node."
-
-
-def test_a_missing_hostfile(tmp_path: Path) -> None:
-    assert only_fault(lambda: read_hostfile(tmp_path / "no")) == (
-        f"--hostfile {tmp_path / 'no'}: cannot be read (No such file or directory); DeepSpeed "
-        "would train on this machine alone. Name a file with a line `host slots=N` for each node."
-    )
-    assert "Is a directory" in only_fault(lambda: read_hostfile(tmp_path))
-
-
-FOLDER = Path("/job")
+def test_one_rank_alone_needs_no_meeting_place(environment: dict[str, str]) -> None:
+    one = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_GTIDS": "0"}
+    environment |= TASK | one | {"SLURM_STEP_NUM_TASKS": "1"}
+    adopt_launcher_variables()
+    assert ours(environment) == ["0", "1", "0", "1", None, None]
 
 
 @pytest.mark.parametrize(
-    "command, found",
+    "theirs, name, fix",
     [
-        ("deepspeed --hostfile h launch/train.py --hostfile other", "h"),
-        ("python /venv/bin/deepspeed --hostfile h launch/train.py", "h"),
-        ("/venv/bin/ds -H h launch/train.py", "h"),
-        ("deepspeed -Hh launch/train.py", "h"),
-        ("deepspeed -H=h launch/train.py", "h"),
-        ("deepspeed --hostfile=h launch/train.py", "h"),
-        ("deepspeed --num_gpus 2 --hostfile /etc/h launch/train.py", "/etc/h"),
-        ("deepspeed launch/train.py --hostfile other", None),
-        ("python /venv/bin/deepspeed launch/train.py --hostfile other", None),
-        ("deepspeed launch/train.py", None),
-        ("bash -c deepspeed --hostfile h", None),
-        ("deepspeed", None),
-        ("", None),
+        (
+            TASK,
+            "srun",
+            "Type before srun: `export MASTER_ADDR=$(scontrol show hostnames | head -n 1)`.",
+        ),
+        (
+            MPI,
+            "mpirun",
+            "Add to mpirun: -x MASTER_ADDR=HOST -x MASTER_PORT=29500, HOST the first node.",
+        ),
     ],
 )
-def test_the_hostfile_of_a_command(command: str, found: str | None) -> None:
-    parents = [(["bash", "-c", "x"], Path("/other")), (command.split(), FOLDER)]
-    assert named_hostfile(iter(parents)) == (FOLDER / found if found else None)
+def test_no_meeting_place(
+    environment: dict[str, str], theirs: dict[str, str], name: str, fix: str
+) -> None:
+    environment |= theirs
+    assert only_fault(adopt_launcher_variables) == (
+        f"MASTER_ADDR: is not set, and {name} started 4 ranks, which meet there. {fix}"
+    )
+    assert environment["RANK"] == "3"  # so that rank 0 is the one to print it
 
 
-def test_the_nearest_launcher_counts() -> None:
-    near, far = ["deepspeed", "launch/train.py"], ["deepspeed", "--hostfile", "h", "x.py"]
-    assert named_hostfile(iter([(near, FOLDER), (far, FOLDER)])) is None
+def test_ranks_of_a_node_that_do_not_follow_each_other(environment: dict[str, str]) -> None:
+    environment |= TASK | {"SLURM_GTIDS": "1,3", "MASTER_ADDR": "n1"}
+    assert only_fault(adopt_launcher_variables) == (
+        "srun: placed ranks 1, 3 on one node, which do not follow each other. "
+        "Give it --distribution=block."
+    )
 
 
-def test_the_parents_of_this_process() -> None:
-    parents = list(launcher._ancestors())
-    if os.getppid() > 1:
-        words, folder = parents[0]
-        assert words[0]
-        assert folder.is_absolute()
+def test_a_rank_that_sees_a_part_of_the_devices(environment: dict[str, str]) -> None:
+    environment |= TASK | {"CUDA_VISIBLE_DEVICES": "1", "MASTER_ADDR": "n1"}
+    assert only_fault(adopt_launcher_variables) == (
+        "srun: shows this rank 1 of the devices of its node (CUDA_VISIBLE_DEVICES=1), and started "
+        "2 ranks there. Show each rank all of them: --gpus-per-node=2 in place of --gpus-per-task "
+        "or --gpu-bind."
+    )
 
 
-def test_a_named_hostfile_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = hostfile(tmp_path, b"w")
-    parents = [(["deepspeed", "--hostfile", "hostfile", "x.py"], tmp_path)]
-    monkeypatch.setattr(launcher, "_ancestors", lambda: iter(parents))
-    assert only_fault(check_hostfile).startswith(f"{path}:1: is 'w'.")
-    path.write_text("w slots=1")
-    check_hostfile()
+@pytest.mark.parametrize("devices", ["0,1", "0,1,2", ""])
+def test_devices_enough_or_none(environment: dict[str, str], devices: str) -> None:
+    environment |= TASK | {"CUDA_VISIBLE_DEVICES": devices, "MASTER_ADDR": "n1"}
+    adopt_launcher_variables()
+    assert environment["RANK"] == "3"
 
 
-def test_expect_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "8")
+def test_expect_ranks(environment: dict[str, str]) -> None:
+    environment["WORLD_SIZE"] = "8"
     check_world_size(None)
     check_world_size(8)
     assert only_fault(lambda: check_world_size(16)) == (
@@ -131,24 +187,95 @@ def test_expect_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_ranks_and_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+def test_ranks_and_nodes(environment: dict[str, str]) -> None:
     read = (launcher.rank, launcher.world_size, launcher.local_world_size, launcher.nodes)
     assert [call() for call in read] == [0, 1, 1, 1]
-    monkeypatch.setenv("RANK", "5")
-    monkeypatch.setenv("WORLD_SIZE", "12")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    environment |= {"RANK": "5", "WORLD_SIZE": "12", "LOCAL_WORLD_SIZE": "8"}
     assert [call() for call in read] == [5, 12, 8, 2]
-    monkeypatch.setenv("LOCAL_SIZE", "4")
+    environment["LOCAL_SIZE"] = "4"
     assert [call() for call in read] == [5, 12, 4, 3]
 
 
-def test_the_ranks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("RANK", "6"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "2")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("LOCAL_SIZE", raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert list(launcher.local_ranks()) == [4, 5, 6]  # its own at least
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert list(launcher.local_ranks()) == [4, 5, 6, 7]
+def test_the_ranks_of_this_machine(environment: dict[str, str]) -> None:
+    environment |= {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2"}
+    assert list(local_ranks()) == [4, 5, 6]  # its own at least
+    environment["LOCAL_WORLD_SIZE"] = "4"
+    assert list(local_ranks()) == [4, 5, 6, 7]
+    assert hosts_of_ranks() is None
+
+
+def launch_words(slots: dict[str, list[int]], *words: str) -> list[str]:
+    """As DeepSpeed's runner starts its launcher on a node."""
+    world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
+    start = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+    return [*start, *words]
+
+
+def test_what_deepspeed_says_of_its_nodes() -> None:
+    slots = {"worker-1": [0, 3], "10.0.0.2": [1]}
+    words = launch_words(slots, "--node_rank=1", "x.py", "--node_rank=7", "--world_info=x")
+    assert deepspeed_nodes(words) == ({"worker-1": 2, "10.0.0.2": 1}, 1)
+    assert deepspeed_nodes(launch_words(slots, "x.py"))[1] == 0
+
+
+_PROBE = """
+import os, sys
+sys.path.insert(0, {root!r})
+from gpt2_ds.config.launcher import hosts_of_ranks, local_ranks, nodes
+seen = [*local_ranks(), nodes(), *hosts_of_ranks()]
+with open({out!r} + os.environ["RANK"], "w") as file:
+    print(os.environ["LOCAL_RANK"], *seen, file=file)
+"""
+
+
+@pytest.mark.heavy
+def test_nodes_with_unlike_slots_under_deepspeed_itself(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    probe = tmp_path / "probe.py"
+    probe.write_text(_PROBE.format(root=str(REPOSITORY), out=str(tmp_path / "rank_")))
+    slots = {"one": [0], "two": [0, 1]}
+    for node in (0, 1):
+        command = launch_words(slots, f"--node_rank={node}", "--master_addr=127.0.0.1")
+        subprocess.run([*command, str(probe)], env=environment, check=True, capture_output=True)
+    seen = [(tmp_path / f"rank_{rank}").read_text().strip() for rank in range(3)]
+    # the first of each is DeepSpeed's LOCAL_RANK: on the second node not in order
+    assert seen == ["0 0 2 one two two", "1 1 2 2 one two two", "0 1 2 2 one two two"]
+
+
+def test_a_run_within_a_job_of_deepspeed_is_not_that_job(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = [(launch_words({"a": [0], "b": [0, 1]}, "--node_rank=1", "x.py"), Path("/"))]
+    monkeypatch.setattr(launcher, "ancestors", lambda: iter(parents))
+    assert (list(local_ranks()), nodes(), hosts_of_ranks()) == ([0], 1, None)
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's command in its one use here; tests/launch/test_slurm.py has the real one."""
+    script = tmp_path / "scontrol"
+    script.write_text(
+        '#!/bin/sh\n[ "$1 $2 $3" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n'
+    )
+    script.chmod(0o755)
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+
+
+@pytest.mark.usefixtures("scontrol")
+def test_the_hosts_of_a_job_of_slurm(environment: dict[str, str]) -> None:
+    environment |= TASK | {"MASTER_ADDR": "n1", "SLURM_STEP_TASKS_PER_NODE": "1,3"}
+    assert hosts_of_ranks() is None  # RANK is not srun's yet
+    adopt_launcher_variables()
+    assert hosts_of_ranks() == ["n1", "n2", "n2", "n2"]
+    environment["SLURM_STEP_TASKS_PER_NODE"] = "1,2"
+    assert hosts_of_ranks() is None  # does not add up
+    environment |= {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "WORLD_SIZE": "8"}
+    assert hosts_of_ranks() is None  # torchrun's ranks, and it was srun that started it
+
+
+def test_no_scontrol_no_hosts(environment: dict[str, str], tmp_path: Path) -> None:
+    environment |= TASK | {"MASTER_ADDR": "n1", "PATH": str(tmp_path)}
+    assert shutil.which("scontrol", path=str(tmp_path)) is None
+    adopt_launcher_variables()
+    assert hosts_of_ranks() is None

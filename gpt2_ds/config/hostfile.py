@@ -1,0 +1,197 @@
+"""The files that DeepSpeed's launcher turns into commands on other machines: only plain words."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
+
+_HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
+_LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
+_HOSTFILE_FLAGS = ("--hostfile", "-H")
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
+_ACTIVE = re.compile(r"[$`\"\\\x00-\x08\x0a-\x1f\x7f]|%[hnu%]")  # in "..." of a shell; of pdsh
+
+
+def check_hostfile() -> None:
+    """Refuse a job whose named hostfile is missing or malformed.
+
+    DeepSpeed 0.19.8 warns and trains on this machine alone when the file is missing. It keeps the
+    file's name to itself, so the command lines of the parent processes are read (Linux).
+
+    Raises:
+        UserError: the file is missing, or a line is not `host slots=N`.
+    """
+    named = named_hostfile(ancestors())
+    if named is not None:
+        read_hostfile(named)
+
+
+def named_hostfile(commands: Iterator[tuple[list[str], Path]]) -> Path | None:
+    """The hostfile of the nearest `deepspeed` command, made absolute.
+
+    Args:
+        commands: argument vector and working directory of each parent process, nearest first.
+    """
+    for words, directory in commands:
+        names = [Path(word).name for word in words[:2]]
+        launcher = next((i for i, name in enumerate(names) if name in ("deepspeed", "ds")), None)
+        if launcher is None:
+            continue
+        own = words[launcher + 1 :]
+        for word, following in zip(own, [*own, ""][1:], strict=True):
+            flag, equals, value = word.partition("=")
+            if word.endswith(".py"):
+                return None  # what follows are the training script's own arguments
+            if flag in _HOSTFILE_FLAGS:
+                return directory / (value if equals else following)
+            if word.startswith("-H"):
+                return directory / word.removeprefix("-H")
+        return None
+    return None
+
+
+def ancestors() -> Iterator[tuple[list[str], Path]]:
+    """Argument vector and working directory of each parent process, nearest first."""
+    process = os.getppid()
+    while process > 1:
+        folder = Path("/proc") / str(process)
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            status = (folder / "stat").read_text()
+            directory = (folder / "cwd").readlink()
+        except OSError:
+            return
+        yield words, directory
+        process = int(status.rpartition(")")[2].split()[1])
+
+
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Hosts and their slots, in the file's order.
+
+    A host is pasted into the command lines of ssh and pdsh, so only a plain name or address is
+    taken: nothing that a shell, ssh or pdsh would read as more than that.
+
+    Raises:
+        UserError: missing, empty, a host twice, or lines that are not `host slots=N`; each named.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise user_error(
+            f"--hostfile {path}",
+            f"cannot be read ({error.strerror}); DeepSpeed would train on this machine alone",
+            "Name a file with a line `host slots=N` for each node.",
+        ) from None
+    hosts: dict[str, int] = {}
+    faults: list[Fault] = []
+    for number, raw in enumerate(text.split("\n"), start=1):
+        line = raw.partition("#")[0].strip(" \t")
+        if not line:
+            continue
+        where = f"{path}:{number}"
+        if not _HOSTFILE_LINE.match(line) or not _is_host(line.split()[0]):
+            faults.append(Fault(where, f"is {line!r}{_why(line)}", _LINE_FIX))
+            continue
+        host, slots = line.split()[0], int(line.rpartition("=")[2])
+        if host in hosts:
+            faults.append(Fault(where, f"names {host} again", "Give each host one line."))
+        hosts[host] = slots
+    if not hosts and not faults:
+        faults.append(Fault(str(path), "names no host", "Write `host slots=N` for each node."))
+    if faults:
+        raise UserError(*faults)
+    return hosts
+
+
+def _is_host(host: str) -> bool:
+    """A name, or an address; pdsh reads another `a:b` as a way `a` to reach `b`."""
+    if ":" not in host:
+        return True
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def _why(line: str) -> str:
+    """What is special about a refused line, if anything is."""
+    if line.endswith("\r"):
+        return ", with a Windows line end"
+    if line.startswith("-"):
+        return ", which ssh would take for an option"
+    if re.search(r"[;&|<>`$(){}'\"\\*?!]", line):
+        return ", which a shell would run or change"
+    if re.search(r"slots=0+$", line):
+        return ", so no rank would run there"
+    return ""
+
+
+def environment_files() -> list[Path]:
+    """The files of variables that DeepSpeed reads, those that are there: at home, then here."""
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    paths = dict.fromkeys((Path.home() / name, Path(name).absolute()))
+    return [path for path in paths if path.is_file()]
+
+
+def check_environment_file(path: Path) -> None:
+    """Refuse a `.deepspeed_env` that DeepSpeed cannot read, would run, or would show to others.
+
+    DeepSpeed 0.19.8 pastes each line into the command of every node, with double quotes around a
+    value at most, and prints that command.
+
+    Raises:
+        UserError: each line that is not `NAME=value`, whose value the remote shell or pdsh would
+            run or change, or whose name is that of a secret. No value is repeated.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise user_error(
+            str(path), f"cannot be read ({error.strerror})", "Make it readable, or delete it."
+        ) from None
+    faults = []
+    lines = re.split(r"\r\n|\r|\n", text)  # as Python reads a file's lines
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
+        if (fault := _variable_fault(f"{path}:{number}", line)) is not None:
+            faults.append(fault)
+    if faults:
+        raise UserError(*faults)
+
+
+def _variable_fault(where: str, line: str) -> Fault | None:
+    """What is wrong with one line of an environment file."""
+    name, equals, value = line.partition("=")
+    name, value = name.strip(), value.strip()
+    if not equals:
+        kind = "an empty line" if not line.strip() else "a line without ="
+        return Fault(
+            where, f"is {kind}, which DeepSpeed ends at", "Write NAME=value, or delete it."
+        )
+    if not _NAME.match(name):
+        return Fault(
+            where,
+            f"names {name!r}, which is no variable; a remote shell would run it",
+            "Write NAME=value, or delete it: the file knows no comments.",
+        )
+    if is_secret_name(name):
+        return Fault(
+            where,
+            f"sends {name}, which looks like a secret: DeepSpeed prints it, and the process "
+            "lists of all nodes show it",
+            f"Move the line to {NODE_ENVIRONMENT_FILE}, whose values appear nowhere.",
+        )
+    if (found := _ACTIVE.search(value)) is not None:
+        return Fault(
+            where,
+            f"the value of {name} holds {found.group()!r}, which the remote shell or pdsh would "
+            "run or change",
+            f"Take it out, or move the line to {NODE_ENVIRONMENT_FILE}, which no shell reads.",
+        )
+    return None

@@ -1,0 +1,256 @@
+"""What DeepSpeed's launcher would paste into commands on other machines is read before it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.config import hostfile
+from gpt2_ds.config.hostfile import (
+    ancestors,
+    check_environment_file,
+    check_hostfile,
+    environment_files,
+    named_hostfile,
+    read_hostfile,
+)
+from tests.config.small_recipe import faults_of, only_fault
+
+
+def file(folder: Path, content: bytes, name: str = "hostfile") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def test_a_good_hostfile(tmp_path: Path) -> None:
+    content = b"# two nodes\nworker-1 slots=8\n\n10.0.0.2\t slots=4  # the second\nfe80::1 slots=1"
+    hosts = read_hostfile(file(tmp_path, content))
+    assert hosts == {"worker-1": 8, "10.0.0.2": 4, "fe80::1": 1}
+
+
+SHELL = ", which a shell would run or change"
+
+
+@pytest.mark.parametrize(
+    "line, why",
+    [
+        ("-oProxyCommand=x slots=2", ", which ssh would take for an option"),
+        ("-F/etc/x slots=2", ", which ssh would take for an option"),
+        ("w;reboot slots=2", SHELL),
+        ("w|reboot slots=2", SHELL),
+        ("w&reboot slots=2", SHELL),
+        ("$(reboot) slots=2", SHELL),
+        ("${HOME} slots=2", SHELL),
+        ("`reboot` slots=2", SHELL),
+        ("w>x slots=2", SHELL),
+        ("w slots=2;reboot", SHELL),
+        ("w slots=0", ", so no rank would run there"),
+        ("w slots=00", ", so no rank would run there"),
+        ("w slots=-1", ""),
+        ("w slots=two", ""),
+        ("w slots=2 slots=3", ""),
+        ("w slots = 2", ""),
+        ("w", ""),
+        ("w x slots=2", ""),
+        ("slots=2", ""),
+        ("exec:w slots=2", ""),
+        ("w:1 slots=2", ""),
+        ("w[1-3] slots=2", ""),
+        ("w,v slots=2", ""),
+        ("user@w slots=2", ""),
+        ("w slots=2\r", ", with a Windows line end"),
+        ("wörker slots=2", ""),
+        ("w\u00a0slots=2", ""),
+        ("w\x0bslots=2", ""),
+        ("w\x00 slots=2", ""),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, why: str) -> None:
+    path = file(tmp_path, f"good slots=1\n{line}\n".encode())
+    assert only_fault(lambda: read_hostfile(path)) == (
+        f"{path}:2: is {line!r}{why}. Write `host slots=N`: a plain name or address, N at least 1."
+    )
+
+
+def test_every_bad_line_is_named(tmp_path: Path) -> None:
+    path = file(tmp_path, b"a slots=1\nb\nc slots=2\na slots=4\n\xff\xfe slots=1\n")
+    faults = faults_of(lambda: read_hostfile(path))
+    assert [fault.where for fault in faults] == [f"{path}:{line}" for line in (2, 4, 5)]
+    assert str(faults[1]) == f"{path}:4: names a again. Give each host one line."
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"# none\n"])
+def test_an_empty_hostfile(tmp_path: Path, content: bytes) -> None:
+    path = file(tmp_path, content)
+    message = only_fault(lambda: read_hostfile(path))
+    assert message == f"{path}: names no host. Write `host slots=N` for each node."
+
+
+def test_a_missing_hostfile(tmp_path: Path) -> None:
+    assert only_fault(lambda: read_hostfile(tmp_path / "no")) == (
+        f"--hostfile {tmp_path / 'no'}: cannot be read (No such file or directory); DeepSpeed "
+        "would train on this machine alone. Name a file with a line `host slots=N` for each node."
+    )
+    assert "Is a directory" in only_fault(lambda: read_hostfile(tmp_path))
+
+
+FOLDER = Path("/job")
+
+
+@pytest.mark.parametrize(
+    "command, found",
+    [
+        ("deepspeed --hostfile h launch/train.py --hostfile other", "h"),
+        ("python /venv/bin/deepspeed --hostfile h launch/train.py", "h"),
+        ("/venv/bin/ds -H h launch/train.py", "h"),
+        ("deepspeed -Hh launch/train.py", "h"),
+        ("deepspeed -H=h launch/train.py", "h"),
+        ("deepspeed --hostfile=h launch/train.py", "h"),
+        ("deepspeed --num_gpus 2 --hostfile /etc/h launch/train.py", "/etc/h"),
+        ("deepspeed launch/train.py --hostfile other", None),
+        ("python /venv/bin/deepspeed launch/train.py --hostfile other", None),
+        ("deepspeed launch/train.py", None),
+        ("bash -c deepspeed --hostfile h", None),
+        ("deepspeed", None),
+        ("", None),
+    ],
+)
+def test_the_hostfile_of_a_command(command: str, found: str | None) -> None:
+    parents = [(["bash", "-c", "x"], Path("/other")), (command.split(), FOLDER)]
+    assert named_hostfile(iter(parents)) == (FOLDER / found if found else None)
+
+
+def test_the_nearest_launcher_counts() -> None:
+    near, far = ["deepspeed", "launch/train.py"], ["deepspeed", "--hostfile", "h", "x.py"]
+    assert named_hostfile(iter([(near, FOLDER), (far, FOLDER)])) is None
+
+
+def test_the_parents_of_this_process() -> None:
+    parents = list(ancestors())
+    if os.getppid() > 1:
+        words, folder = parents[0]
+        assert words[0]
+        assert folder.is_absolute()
+
+
+def test_a_named_hostfile_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file(tmp_path, b"w")
+    parents = [(["deepspeed", "--hostfile", "hostfile", "x.py"], tmp_path)]
+    monkeypatch.setattr(hostfile, "ancestors", lambda: iter(parents))
+    assert only_fault(check_hostfile).startswith(f"{path}:1: is 'w'.")
+    path.write_text("w slots=1")
+    check_hostfile()
+
+
+def test_the_environment_files_that_deepspeed_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("DS_ENV_FILE", raising=False)
+    monkeypatch.chdir(here)
+    assert environment_files() == []
+    paths = [file(folder, b"", ".deepspeed_env") for folder in (home, here)]
+    assert environment_files() == paths
+    monkeypatch.setenv("DS_ENV_FILE", "named")
+    assert environment_files() == []
+    named = file(here, b"", "named")
+    assert environment_files() == [named]
+    monkeypatch.setenv("DS_ENV_FILE", str(named))
+    assert environment_files() == [named]
+
+
+GOOD = [
+    "NCCL_DEBUG=INFO",
+    "GLOO_SOCKET_IFNAME=eth0,eth1",
+    "X=a b; c & d | e > f (g) * ? ~ ! # '",  # in double quotes all plain
+    "X=",
+    "TOKENIZERS_PARALLELISM=false",
+    "KEYBOARD=1",
+    "MONKEY=1",
+    " X = a=b%20c ",
+]
+
+
+def test_a_good_environment_file(tmp_path: Path) -> None:
+    check_environment_file(file(tmp_path, "\n".join(GOOD).encode() + b"\n"))
+    check_environment_file(file(tmp_path, "\r\n".join(GOOD).encode()))
+    check_environment_file(file(tmp_path, b""))
+
+
+def pasted(name: str, value: str) -> str:
+    """What a shell makes of a value that DeepSpeed's own runner pastes into its command."""
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    runner = PDSHRunner.__new__(PDSHRunner)
+    runner.exports = {}
+    runner.add_export(name, value)
+    line = f'export {name}={runner.exports[name]}; printf %s "${name}"'
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True).stdout
+
+
+def test_what_passes_arrives_as_it_was_written(tmp_path: Path) -> None:
+    for line in GOOD:
+        name, _, value = line.partition("=")
+        assert pasted(name.strip(), value) == value.strip()
+
+
+@pytest.mark.parametrize("value", ["$HOME", "$(id)", "`id`", 'a"b', 'a"; id; "', "a\\$b"])
+def test_what_a_shell_would_change_is_refused(tmp_path: Path, value: str) -> None:
+    assert pasted("X", value) != value  # it would
+    path = file(tmp_path, f"A=1\nX={value}\n".encode())
+    message = only_fault(lambda: check_environment_file(path))
+    assert message.startswith(f"{path}:2: the value of X holds ")
+    assert message.endswith(
+        ", which the remote shell or pdsh would run or change. "
+        "Take it out, or move the line to .gpt2_ds_env, which no shell reads."
+    )
+
+
+@pytest.mark.parametrize("value, found", [("a%h", "%h"), ("%n", "%n"), ("x\x00", "\x00")])
+def test_what_pdsh_would_change_is_refused(tmp_path: Path, value: str, found: str) -> None:
+    path = file(tmp_path, f"X={value}y\n".encode())
+    assert f"the value of X holds {found!r}, " in only_fault(lambda: check_environment_file(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "secret"],
+)
+def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, name: str) -> None:
+    path = file(tmp_path, f"{name}=abc123\n".encode())
+    message = only_fault(lambda: check_environment_file(path))
+    assert message == (
+        f"{path}:1: sends {name}, which looks like a secret: DeepSpeed prints it, and the process "
+        "lists of all nodes show it. Move the line to .gpt2_ds_env, whose values appear nowhere."
+    )
+
+
+def test_every_bad_line_of_an_environment_file_is_named(tmp_path: Path) -> None:
+    path = file(tmp_path, b"A=1\n\nB\n# C=2\nexport D=3\nx;id;=4\n=5\nE=6\n")
+    faults = [str(fault) for fault in faults_of(lambda: check_environment_file(path))]
+    ends = "which DeepSpeed ends at. Write NAME=value, or delete it."
+    run = (
+        "which is no variable; a remote shell would run it. "
+        "Write NAME=value, or delete it: the file knows no comments."
+    )
+    assert faults == [
+        f"{path}:2: is an empty line, {ends}",
+        f"{path}:3: is a line without =, {ends}",
+        f"{path}:4: names '# C', {run}",
+        f"{path}:5: names 'export D', {run}",
+        f"{path}:6: names 'x;id;', {run}",
+        f"{path}:7: names '', {run}",
+    ]
+
+
+def test_an_environment_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert only_fault(lambda: check_environment_file(tmp_path)) == (
+        f"{tmp_path}: cannot be read (Is a directory). Make it readable, or delete it."
+    )

@@ -1,0 +1,174 @@
+"""What a knock at another process's door tells, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from gpt2_ds.train import doors
+from gpt2_ds.train.doors import Address, Answer, Door, Doors
+from gpt2_ds.train.rank_status import RankProcess, Status
+from tests.conftest import REPOSITORY
+
+_OPEN = """
+from gpt2_ds.train.doors import Door
+door = Door()
+print(door.address.host, door.address.port, flush=True)
+import time; time.sleep(600)
+"""
+
+
+def test_a_stopped_process_is_open_and_a_dead_one_closed() -> None:
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _OPEN], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    host, port = process.stdout.readline().split()
+    address = Address(host.decode(), int(port))
+    assert (address.host, address.knock()) == ("127.0.0.1", "open")
+    os.kill(process.pid, signal.SIGSTOP)
+    assert [address.knock() for _ in range(200)] == ["open"] * 200  # for minutes of knocks
+    process.kill()
+    process.communicate()
+    assert address.knock() == "closed"
+
+
+def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a machine that is gone: nothing comes back. Here, because too many wait at the door."""
+    monkeypatch.setattr(doors, "_KNOCK_SECONDS", 0.2)
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        assert Address(*full.getsockname()).knock() == "none"
+
+
+THIS = RankProcess.of_this_process(0)
+RANKS = [
+    replace(THIS, rank=rank, host=host, place=host)
+    for rank, host in enumerate(["a", "a", "b", "b"])
+]
+GOING = Status(beat=9, step=7, marks=2, doing="averaging")
+
+
+class Town:
+    """Doors whose answers the test gives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mine: int, watched: range) -> None:
+        self.answers: dict[int, Answer] = dict.fromkeys(range(4), "open")
+        self.knocks: list[int] = []
+        monkeypatch.setattr(doors, "_KNOCK_SECONDS", 0.0)
+        monkeypatch.setattr(Address, "knock", lambda address: self._knock(address))
+        addresses = [Address("a", rank) for rank in range(4)]
+        self.doors = Doors(RANKS, addresses, mine, watched)
+
+    def _knock(self, address: Address) -> Answer:
+        self.knocks.append(address.port)
+        return self.answers[address.port]
+
+
+# One machine's doors are tried once, while all are alive.
+FIRST = [3]
+
+
+def test_whoever_is_heard_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    for _ in range(3):
+        assert town.doors.find([0.0, 99.0, 9.0, 9.0], [GOING] * 4) is None
+    assert town.knocks == FIRST  # rank 1 is of this machine: its process is looked at
+
+
+def test_a_closed_door_is_a_dead_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    assert town.doors.find([0.0] * 4, [GOING] * 4) is None
+    town.answers[2] = "closed"
+    assert town.doors.find([0.0, 0.0, 2.0, 2.0], [GOING] * 4) is None
+    broken = [GOING, replace(GOING, broken=True), GOING, GOING]
+    for statuses, seconds in ((broken, 2.0), ([GOING] * 4, 11.0)):
+        found = town.doors.find([0.0, 0.0, seconds, seconds], statuses)
+        assert found is not None
+        assert (found.kind, found.ranks) == ("dead", [2])
+        assert found.sentence.startswith("rank 2 on b (pid ")
+        assert "was killed or died in step 7 while averaging" in found.sentence
+
+
+def test_two_knocks_without_an_answer_are_a_dead_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    assert town.doors.find([0.0] * 4, [GOING] * 4) is None
+    town.answers = dict.fromkeys(range(4), "none")
+    assert town.doors.find([0.0, 0.0, 11.0, 3.0], [GOING] * 4) is None
+    found = town.doors.find([0.0, 0.0, 14.0, 6.0], [GOING] * 4)
+    assert found is not None
+    assert (found.kind, found.ranks) == ("dead", [2, 3])
+    assert found.sentence == (
+        "host b (ranks 2, 3) does not answer any more, since step 7 while averaging. Nothing was "
+        "heard for 14 s: the machine died, or the network to it is cut. The same command goes on "
+        "from the last complete checkpoint, if need be with a hostfile of the machines that are "
+        "left."
+    )
+
+
+def test_an_answer_in_between_forgives(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    silent = [0.0, 0.0, 11.0, 0.0]
+    assert town.doors.find(silent, [GOING] * 4) is None
+    for answer in ("none", "open", "none", "open"):
+        town.answers[2] = answer  # type: ignore[assignment]
+        assert town.doors.find(silent, [GOING] * 4) is None
+
+
+def test_behind_a_firewall_silence_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    town.answers = dict.fromkeys(range(4), "none")
+    for _ in range(5):
+        assert town.doors.find([0.0, 0.0, 99.0, 99.0], [GOING] * 4) is None
+    assert town.knocks == FIRST
+
+
+def test_a_rank_that_has_left_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    assert town.doors.find([0.0] * 4, [GOING] * 4) is None
+    town.answers = dict.fromkeys(range(4), "closed")
+    left = replace(GOING, end="left")
+    assert town.doors.find([0.0, 0.0, 99.0, 99.0], [GOING, GOING, left, left]) is None
+
+
+def test_the_others_knock_at_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 2, range(1))
+    assert town.doors.find([0.0] * 4, [GOING] * 4) is None
+    town.answers = dict.fromkeys(range(4), "none")
+    for expected in (None, [0, 1]):
+        found = town.doors.find([11.0, 0.0, 0.0, 0.0], [GOING] * 4)
+        assert (found.ranks if found else None) == expected
+    assert town.knocks == [0, 0, 0]
+
+
+def test_knocks_are_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch, 0, range(1, 4))
+    assert town.doors.find([0.0] * 4, [GOING] * 4) is None
+    monkeypatch.setattr(doors, "_KNOCK_SECONDS", 0.3)
+    town.answers = dict.fromkeys(range(4), "none")
+    silent = [0.0, 0.0, 11.0, 11.0]
+    assert [town.doors.find(silent, [GOING] * 4) for _ in range(5)] == [None] * 5
+    time.sleep(0.35)
+    assert town.doors.find(silent, [GOING] * 4) is not None
+
+
+def test_on_one_machine_there_are_no_doors_to_knock_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    ranks = [replace(one, place="a") for one in RANKS]
+    door = Door()
+    door.close()
+    alone = Doors(ranks, [door.address] * 4, 0, range(1, 4))
+    assert alone.find([99.0] * 4, [replace(GOING, broken=True)] * 4) is None
