@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -78,9 +79,43 @@ def bytes_of(value: Any) -> int:
     return sum(seen.values())
 
 
-def fits_in_memory(state: Any) -> bool:
+class Buffers:
+    """Host memory for copies, kept for the next ones of the same shapes.
+
+    To touch fresh memory for the first time costs several times what the copy itself does.
+    """
+
+    def __init__(self) -> None:
+        self._free: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        self._used: list[Tensor] = []
+
+    def reuse(self) -> None:
+        """What was given out before may be written over from now on; what stayed free goes."""
+        self._free.clear()
+        for tensor in self._used:
+            self._free[_form(tensor)].append(tensor)
+        self._used = []
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same shape and type in host memory; its values are undefined."""
+        free = self._free[_form(tensor)]
+        buffer = free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype)
+        self._used.append(buffer)
+        return buffer
+
+    def free_bytes(self) -> int:
+        """What can be given out again without taking memory."""
+        return sum(tensor.nbytes for tensors in self._free.values() for tensor in tensors)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype
+
+
+def fits_in_memory(state: Any, buffers: Buffers) -> bool:
     """Whether every rank of this machine can copy so much, and the steps that go on have room."""
-    return bytes_of(state) * local_world_size() < _MEMORY_SHARE * free_memory()
+    fresh = bytes_of(state) - buffers.free_bytes()
+    return fresh * local_world_size() < _MEMORY_SHARE * free_memory()
 
 
 def free_memory() -> int:
@@ -100,18 +135,23 @@ def free_memory() -> int:
     return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
-def copy_state(value: Any) -> Any:
+def copy_state(value: Any, buffers: Buffers | None = None) -> Any:
     """A copy in host memory that later steps do not change.
 
     Tensors that are the same stay the same; a part of a larger one is copied alone. Everything
     that is neither tensor nor container is copied deeply.
+
+    Args:
+        value: tensors in containers.
+        buffers: where the copies are put; in fresh memory when None.
     """
+    buffers = buffers or Buffers()
     copies: dict[tuple[Any, ...], Tensor] = {}
 
     def of(tensor: Tensor) -> Tensor:
         key = _identity(tensor)
         if key not in copies:
-            copies[key] = tensor.detach().to("cpu", copy=True).contiguous()
+            copies[key] = buffers.like(tensor).copy_(tensor.detach())
         return copies[key]
 
     return _visit(value, of)

@@ -21,7 +21,7 @@ from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
 from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered, until_all
-from gpt2_ds.parallel.captured_state import catch_state, copy_state, fits_in_memory
+from gpt2_ds.parallel.captured_state import Buffers, catch_state, copy_state, fits_in_memory
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
@@ -106,6 +106,7 @@ class Checkpoints:
         self._folder = plan.run_dir / "checkpoints"
         self._mark = mark
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
+        self._buffers = Buffers()  # of the checkpoint before; it is written by then
         self._writing: _Writing | None = None
         self.last_saved: int | None = None  # the step of the newest commit of this process
 
@@ -140,12 +141,13 @@ class Checkpoints:
         work: list[Callable[[], list[Path]]] = []
 
         def keep(state: Any, path: Path) -> None:
-            if behind and fits_in_memory(state):
-                copied = copy_state(state)
+            if behind and fits_in_memory(state, self._buffers):
+                copied = copy_state(state, self._buffers)
                 work.append(lambda: _saved(copied, path))
             else:
                 work.append(_done_now(lambda: _saved(state, path)))
 
+        self._buffers.reuse()
         catch_state(self._engine, partial, keep)
         random = copy_state(_random_states())
         work.append(lambda: _saved(random, partial / f"random_rank_{rank():05d}.pt"))
@@ -265,7 +267,7 @@ def _done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
 
 
 def _write(partial: Path, work: list[Callable[[], list[Path]]]) -> dict[str, FileRecord]:
-    """Write, fsync and hash this rank's files; the copies in memory go as they are written."""
+    """Write, fsync and hash this rank's files."""
     records = {}
     while work:
         for path in work.pop(0)():

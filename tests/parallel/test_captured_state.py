@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gpt2_ds.parallel.captured_state import _Catcher, bytes_of, catch_state, copy_state
+from gpt2_ds.parallel import captured_state
+from gpt2_ds.parallel.captured_state import (
+    Buffers,
+    _Catcher,
+    bytes_of,
+    catch_state,
+    copy_state,
+    fits_in_memory,
+)
 from tests.ranks import run_ranks
 from tests.small_run import small_plan
 
@@ -47,6 +55,36 @@ def test_a_parameter_becomes_a_plain_tensor() -> None:
     copied = copy_state([parameter])[0]
     assert type(copied) is torch.Tensor
     assert not copied.requires_grad
+
+
+def test_the_next_copy_is_made_in_the_memory_of_the_last() -> None:
+    buffers, weight = Buffers(), torch.arange(6.0)
+    state = {"w": weight, "part": weight[::2], "count": torch.tensor(3)}
+    first = copy_state(state, buffers)
+    weight.neg_()
+    meanwhile = copy_state(state, buffers)  # the first one may still be written
+    assert [first["w"].tolist(), meanwhile["w"].tolist()] == [
+        [0, 1, 2, 3, 4, 5],
+        [0, -1, -2, -3, -4, -5],
+    ]
+    buffers.reuse()
+    assert buffers.free_bytes() == 2 * (24 + 12 + 8)
+    second = copy_state(state, buffers)
+    places = {copied[name].data_ptr() for copied in (first, meanwhile) for name in state}
+    assert {tensor.data_ptr() for tensor in second.values()} < places
+    assert second["part"].tolist() == [0, -2, -4]
+    buffers.reuse()
+    assert buffers.free_bytes() == 24 + 12 + 8  # what was not needed again is given back
+
+
+def test_memory_that_is_there_already_needs_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_state, "free_memory", lambda: 1000)
+    state, buffers = {"w": torch.zeros(200)}, Buffers()
+    assert fits_in_memory({"w": torch.zeros(199)}, buffers)
+    assert not fits_in_memory(state, buffers)  # 800 bytes are 0.8 of it
+    copy_state(state, buffers)
+    buffers.reuse()
+    assert fits_in_memory(state, buffers)
 
 
 def test_the_catcher_does_not_load() -> None:
