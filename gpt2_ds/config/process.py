@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ class Process:
     def lives(self) -> bool:
         """It has not ended. One that ended and was not yet waited for has ended."""
         return Process.find(self.pid) == self
+
+    def age_seconds(self) -> float:
+        """How long ago it began; to a hundredth of a second."""
+        uptime = float((_PROC / "uptime").read_text().split()[0])
+        return uptime - self.start_ticks / os.sysconf("SC_CLK_TCK")
 
     def parent(self) -> Process | None:
         """The process that started it, or that it was left to."""

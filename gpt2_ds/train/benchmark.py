@@ -21,6 +21,7 @@ from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
 from gpt2_ds.train.first_checks import check_dtype, use_cpu_adam
+from gpt2_ds.train.start_up import start_up_words
 from gpt2_ds.train.terminal import say
 
 PLAIN_TORCH = "plain torch"
@@ -138,6 +139,8 @@ def measure(
             start = _synchronized_seconds()
             step(micro_batches)
             elapsed = _synchronized_seconds() - start
+            if i == 0 and name == next(iter(contestants)):
+                say(start_up_words())
             if i >= warmup_steps:
                 seconds[name].append(elapsed)
     slowest = torch.tensor(list(seconds.values()), dtype=torch.float64, device=local_device())

@@ -22,6 +22,8 @@ from gpt2_ds.train.checkpoint import Checkpoints, Progress
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.metrics import Metrics
 from gpt2_ds.train.schedule import learning_rate
+from gpt2_ds.train.start_up import start_up_words
+from gpt2_ds.train.terminal import say
 from gpt2_ds.train.validation import StoppedEarly, show_sample, validate
 
 
@@ -86,6 +88,8 @@ def train_steps(run: Run, start: Progress) -> Progress:
         skipped = progress.skipped_updates + taken.update.faulty
         progress = Progress(step, step * plan.derived.global_batch_size, skipped)
         metrics.step_done()
+        if step == start.step + 1:
+            say(start_up_words())
         stop = taken.stop
 
         save_due = stop or step == plan.last_step or step % recipe.checkpoint.interval_steps == 0

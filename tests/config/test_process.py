@@ -92,3 +92,13 @@ def test_without_a_launcher_there_is_none() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert launchers(find(child.pid)) == []
     child.communicate()
+
+
+def test_the_age_of_a_process() -> None:
+    before = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = find(child.pid)
+    time.sleep(0.3)
+    age = process.age_seconds()
+    assert 0.25 <= age <= time.monotonic() - before + 0.02
+    child.communicate()

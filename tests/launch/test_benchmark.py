@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,14 @@ def ratios(printed: str) -> dict[str, float]:
 @pytest.mark.heavy
 def test_benchmark_prints_a_row_for_each_contestant(tmp_path: Path) -> None:
     words = " ".join(f"--set {setting}" for setting in SETTINGS)
+    began = time.monotonic()
     shown = run_command(
         f"deepspeed --master_port {free_port()} launch/benchmark.py --steps 3 --warmup-steps 1 "
         f"--recipe recipes/quickstart.yaml {words} {TEMPLATES} --plain-torch",
         REPOSITORY,
         ALL_CORES,
     )
+    seconds = time.monotonic() - began
     assert shown.returncode == 0, shown.stderr
     assert list(ratios(shown.stdout)) == [
         "plain torch",
@@ -43,6 +46,13 @@ def test_benchmark_prints_a_row_for_each_contestant(tmp_path: Path) -> None:
     assert ratios(shown.stdout)["plain torch"] == 1.0
     assert "256 tokens a step" in shown.stdout
     assert "peak memory of rank 0" in shown.stdout
+    start = re.search(
+        r"^first step done ([\d.]+) s after the command, ([\d.]+) s of it its launcher$",
+        shown.stdout,
+        re.M,
+    )
+    assert start
+    assert 1.0 < float(start[2]) < float(start[1]) < seconds
 
 
 def test_benchmark_refuses_what_it_cannot_compare() -> None:

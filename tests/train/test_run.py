@@ -144,7 +144,7 @@ def test_tensorboard_reads_what_metrics_jsonl_holds(data: Path, tmp_path: Path) 
     for kind, names in (
         ("train", ["loss", "learning_rate", "gradient_norm", "tokens_seen", "tokens_per_second"]),
         ("train", ["step_seconds", "data_wait_seconds", "peak_memory_bytes", "skipped_updates"]),
-        ("validation", ["loss", "perplexity"]),
+        ("validation", ["loss", "perplexity", "seconds"]),
     ):
         for name in names:
             tag = f"{kind}/{name}"
