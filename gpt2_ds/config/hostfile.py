@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
@@ -13,6 +14,7 @@ from gpt2_ds.config.node_environment import NODE_ENVIRONMENT_FILE, is_secret_nam
 
 _HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
 _LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
+_SENT = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # names that DeepSpeed 0.19.8 sends, by prefix
 _HOSTFILE_FLAGS = ("--hostfile", "-H")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
@@ -161,6 +163,21 @@ def check_environment_file(path: Path) -> None:
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
         if (fault := _variable_fault(f"{path}:{number}", line)) is not None:
             faults.append(fault)
+    if faults:
+        raise UserError(*faults)
+
+
+def check_sent_variables() -> None:
+    """Refuse variables of this shell that DeepSpeed would send to the nodes in the same way.
+
+    Raises:
+        UserError: each whose name is that of a secret, or whose value would be run or changed.
+    """
+    faults = []
+    for name, value in os.environ.items():
+        if name.startswith(_SENT) and (fault := _variable_fault(name, f"{name}={value}")):
+            fix = f"Unset it in this shell, and write it into {NODE_ENVIRONMENT_FILE}."
+            faults.append(replace(fault, fix=fix))
     if faults:
         raise UserError(*faults)
 

@@ -132,8 +132,7 @@ def hosts_of_ranks() -> list[str] | None:
     if slots:
         return [host for host, count in slots.items() for _ in range(count)]
     given = os.environ
-    numbers = (given.get("SLURM_PROCID"), given.get("SLURM_STEP_NUM_TASKS"))
-    if not _is_task_of_srun(given) or numbers != (str(rank()), str(world_size())):
+    if not _is_task_of_srun(given) or given["SLURM_PROCID"] != str(rank()):
         return None  # of another launcher, which srun may have started
     hosts = _expanded(given.get("SLURM_STEP_NODELIST", ""))
     counts = tasks_per_node(given.get("SLURM_STEP_TASKS_PER_NODE", ""))
@@ -198,5 +197,5 @@ def check_world_size(expected: int | None) -> None:
         raise user_error(
             f"--expect-ranks {expected}",
             f"the launcher started {world_size()} ranks",
-            "Check --hostfile and its slots, or --num_gpus, then submit again.",
+            "Check --hostfile and its slots, --num_gpus, or srun's --ntasks, then submit again.",
         )

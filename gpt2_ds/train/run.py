@@ -34,6 +34,7 @@ from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault,
 from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
+from gpt2_ds.train.preflight.fast import check_own_device, fast_checks
 from gpt2_ds.train.probe import probe_loss, probe_tokens
 from gpt2_ds.train.rank_log import keep_log, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
@@ -84,13 +85,15 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         The exit code: done, or stopped by a signal and saved.
 
     Raises:
-        UserError: a shard is not what the manifest says.
+        UserError: a shard is not what the manifest says; the machines do not fit.
         RunError: the run failed in a way that is understood.
     """
+    check_own_device()
     # Longer than the watchdog's, which says which rank it is.
     device = join(1 + 2 * plan.recipe.health.timeout_seconds / 60)
     check_dtype(plan)
     verify_together(corpus)
+    fast_checks(plan, corpus.fingerprint, writes=options.replay_step is None)
     with (
         StopRequest() as stop,
         Watchdog(plan.run_dir, plan.recipe.health.timeout_seconds) as watchdog,

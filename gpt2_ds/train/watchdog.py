@@ -45,9 +45,8 @@ class Watchdog:
     Every half second a rank publishes where its main thread is, and looks whether the processes of
     its host's other ranks still live. Rank 0 reads them all. What it finds ends the job:
 
-    - A rank is dead, or left by an error of its own. The main threads get a few seconds to notice
-      it themselves (gloo raises; see `what_happened`). Then the job ends with a message.
-    - A machine no longer answers (see `Doors`): likewise.
+    - A rank is dead, its machine no longer answers (see `Doors`), or it left by an error. The main
+      threads get a few seconds to notice it themselves (gloo raises; see `what_happened`).
     - Nothing is heard of a rank, or a main thread marks nothing, for `timeout_seconds`. All ranks
       write the stacks of all threads into logs/ and end; a stopped one of the same host is woken.
 
@@ -206,9 +205,8 @@ class Watchdog:
             if found:
                 self._finding = Finding.from_json(found)
             elif self._rank == 0:
-                self._finding = find_end(self._ranks, self._statuses) or self._doors.find(
-                    self._silent(now), self._statuses
-                )
+                self._finding = find_end(self._ranks, self._statuses)
+                self._finding = self._finding or self._doors.find(self._silent(now), self._statuses)
 
     def _status(self, end: str | None) -> Status:
         self._beat += 1
@@ -255,14 +253,11 @@ class Watchdog:
 
     def _look(self, now: float) -> Finding | None:
         """What can be found without asking: by rank 0 about all, by the others about rank 0."""
-        silent = self._silent(now)
-        if self._rank == 0:
+        status, silent = self._statuses[0], self._silent(now)
+        if self._rank == 0 or (not self._store_lost and silent[0] > self._timeout_seconds):
             return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
-        status = self._statuses[0]
         if self._store_lost and status.end is None:
             return find_end(self._ranks, [status, Status(gone=[0]), *self._statuses[2:]])
-        if not self._store_lost and silent[0] > self._timeout_seconds:
-            return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
         found = self._doors.find(silent, self._statuses)
         self._awake_at = time.monotonic()  # knocking is no sleep
         return found

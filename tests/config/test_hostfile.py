@@ -13,6 +13,7 @@ from gpt2_ds.config.hostfile import (
     ancestors,
     check_environment_file,
     check_hostfile,
+    check_sent_variables,
     environment_files,
     named_hostfile,
     read_hostfile,
@@ -254,3 +255,28 @@ def test_an_environment_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert only_fault(lambda: check_environment_file(tmp_path)) == (
         f"{tmp_path}: cannot be read (Is a directory). Make it readable, or delete it."
     )
+
+
+def test_variables_that_are_sent_without_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc123")
+    monkeypatch.setenv("NCCL_DEBUG_FILE", "/tmp/nccl.%h.$X")
+    monkeypatch.setenv("HF_TOKEN", "is not sent")
+    monkeypatch.setenv("X", "$(id)")
+    fix = "Unset it in this shell, and write it into .gpt2_ds_env."
+    assert sorted(str(fault) for fault in faults_of(check_sent_variables)) == [
+        "MLFLOW_TRACKING_TOKEN: sends MLFLOW_TRACKING_TOKEN, which looks like a secret: DeepSpeed "
+        f"prints it, and the process lists of all nodes show it. {fix}",
+        "NCCL_DEBUG_FILE: the value of NCCL_DEBUG_FILE holds '%h', which the remote shell or pdsh "
+        f"would run or change. {fix}",
+    ]
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+    monkeypatch.delenv("NCCL_DEBUG_FILE")
+    check_sent_variables()
+
+
+def test_the_names_are_those_that_deepspeed_sends() -> None:
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    from deepspeed.launcher.runner import EXPORT_ENVS
+
+    cuda = CUDA_Accelerator.export_envs(CUDA_Accelerator.__new__(CUDA_Accelerator))
+    assert set(hostfile._SENT) == {*EXPORT_ENVS, *cuda}

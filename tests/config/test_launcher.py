@@ -183,7 +183,7 @@ def test_expect_ranks(environment: dict[str, str]) -> None:
     check_world_size(8)
     assert only_fault(lambda: check_world_size(16)) == (
         "--expect-ranks 16: the launcher started 8 ranks. "
-        "Check --hostfile and its slots, or --num_gpus, then submit again."
+        "Check --hostfile and its slots, --num_gpus, or srun's --ntasks, then submit again."
     )
 
 
@@ -270,7 +270,9 @@ def test_the_hosts_of_a_job_of_slurm(environment: dict[str, str]) -> None:
     assert hosts_of_ranks() == ["n1", "n2", "n2", "n2"]
     environment["SLURM_STEP_TASKS_PER_NODE"] = "1,2"
     assert hosts_of_ranks() is None  # does not add up
-    environment |= {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "WORLD_SIZE": "8"}
+    environment |= {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "RANK": "2"}
+    assert hosts_of_ranks() is None  # another launcher has counted the nodes in another order
+    environment |= {"RANK": "3", "WORLD_SIZE": "8"}
     assert hosts_of_ranks() is None  # torchrun's ranks, and it was srun that started it
 
 

@@ -1,0 +1,94 @@
+"""The first half: what can be seen from one machine, before anything is started on another."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+
+from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, user_error
+from gpt2_ds.config.hostfile import (
+    check_environment_file,
+    check_sent_variables,
+    environment_files,
+    read_hostfile,
+)
+from gpt2_ds.config.node_commands import describe_nodes
+from gpt2_ds.train.preflight.reachability import Ssh, commands, reach
+from gpt2_ds.train.preflight.verdicts import exit_code, ok, table
+
+
+def check_hosts(args: Namespace) -> int:
+    """Read the hostfile, then log in to each of its hosts; print the table.
+
+    Args:
+        args: as `preflight.arguments.parse` gives them, with a hostfile.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: all that is wrong with the hostfile, and with what DeepSpeed sends along;
+            nothing was started on any host.
+    """
+    hosts = _read(args)
+    slots = sum(hosts.values())
+    if args.expect_ranks not in (None, slots):
+        raise user_error(
+            f"--expect-ranks {args.expect_ranks}",
+            f"{args.hostfile} has {slots} slots",
+            "Correct the hostfile's slots, or the number.",
+        )
+    ssh = Ssh(args.ssh_port)
+    if args.dry_run:
+        print(commands(hosts, ssh))
+        print(_second_half(args))
+        print(describe_nodes(args.hostfile, _own_words(args)))
+        return EXIT_DONE
+    rows = [ok("hostfile", f"{len(hosts)} hosts, {slots} ranks"), *reach(hosts, ssh)]
+    print(table(rows))
+    code = exit_code(rows)
+    if code == EXIT_DONE:
+        print(f"\nNext, on every rank: {_second_half(args)}")
+    return code
+
+
+def _read(args: Namespace) -> dict[str, int]:
+    """The hosts and their slots; every mistake of all files at once."""
+    hosts: dict[str, int] = {}
+    faults: list[Fault] = []
+    looks: list[Callable[[], None]] = [
+        lambda: hosts.update(read_hostfile(args.hostfile)),
+        *(partial(check_environment_file, path) for path in environment_files()),
+        check_sent_variables,
+    ]
+    for look in looks:
+        try:
+            look()
+        except UserError as error:
+            faults.extend(error.faults)
+    if faults:
+        raise UserError(*faults)
+    return hosts
+
+
+def _second_half(args: Namespace) -> str:
+    """The command of the second half, quoted for a shell."""
+    port = [] if args.ssh_port is None else ["--ssh_port", str(args.ssh_port)]
+    return shlex.join(["deepspeed", "--hostfile", str(args.hostfile), *port, *_own_words(args)])
+
+
+def _own_words(args: Namespace) -> list[str]:
+    """The script of the second half and its arguments."""
+    recipe = "RECIPE" if args.recipe is None else str(args.recipe)
+    own = ["launch/preflight.py", "--recipe", recipe]
+    if args.template is not None:
+        own += ["--template", str(args.template)]
+    for word in args.set:
+        own += ["--set", word]
+    if args.run_dir is not None:
+        own += ["--run-dir", str(args.run_dir)]
+    if args.expect_ranks is not None:
+        own += ["--expect-ranks", str(args.expect_ranks)]
+    return own

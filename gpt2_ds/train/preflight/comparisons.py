@@ -1,0 +1,201 @@
+"""What the ranks' facts say together. Pure functions: facts in, checks out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpt2_ds.train.preflight.need import Memory
+from gpt2_ds.train.preflight.rank_facts import RankFacts
+from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+
+_SHM_BYTES = 1 << 30  # what NVIDIA's containers ask for
+_GIB = 1 << 30
+
+
+def gib(n_bytes: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> gib(3 << 30), gib(12_345_678), gib(900)
+    ('3.0 GiB', '11.8 MiB', '900 bytes')
+    """
+    if n_bytes >= _GIB:
+        return f"{n_bytes / _GIB:.1f} GiB"
+    return f"{n_bytes / (1 << 20):.1f} MiB" if n_bytes >= 1 << 20 else f"{n_bytes} bytes"
+
+
+def who(facts: Sequence[RankFacts]) -> str:
+    """Ranks by their hosts, each host once.
+
+    Args:
+        facts: of the ranks that are meant.
+    """
+    hosts: dict[tuple[int, str], list[int]] = {}
+    for each in facts:
+        hosts.setdefault((each.node, each.host), []).append(each.rank)
+    return ", ".join(
+        f"{host} ({'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))})"
+        for (_, host), ranks in hosts.items()
+    )
+
+
+def one_a_node(facts: Sequence[RankFacts]) -> list[RankFacts]:
+    """The first rank of each machine."""
+    return list({each.node: each for each in reversed(facts)}.values())[::-1]
+
+
+def alike(
+    name: str, facts: Sequence[RankFacts], value: Callable[[RankFacts], str], fix: str
+) -> Check:
+    """Something that must be the same on all ranks; those that differ from most are named.
+
+    Args:
+        name: of the check.
+        facts: of all ranks.
+        value: what is compared, as a person reads it.
+        fix: what to do where it differs.
+    """
+    holders: dict[str, list[RankFacts]] = {}
+    for each in facts:
+        holders.setdefault(value(each), []).append(each)
+    most = max(holders, key=lambda found: len(holders[found]))  # of equally many, rank 0's
+    if len(holders) == 1:
+        return ok(name, most)
+    others = "; ".join(
+        f"{who(holding)} has {found}" for found, holding in holders.items() if found != most
+    )
+    return failed(name, f"{others}; {who(holders[most])} has {most}", fix)
+
+
+def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
+    """Python and the packages that must be the same: a check for each."""
+    return [
+        alike(
+            name,
+            facts,
+            lambda each, name=name: each.versions[name],  # type: ignore[misc]
+            f"Install one version of {name} on all machines: pip install -r requirements.txt."
+            if name != "Python"
+            else "Give all machines the same Python.",
+        )
+        for name in facts[0].versions
+    ]
+
+
+def project_alike(facts: Sequence[RankFacts]) -> list[Check]:
+    """This project's code, the recipe as it was resolved, and the dataset."""
+
+    def code(each: RankFacts) -> str:
+        commit, plus, _ = each.commit.partition("+")
+        return f"commit {commit[:12]}{plus and ' with changes'}, code {each.sources[:8]}"
+
+    checks = [
+        alike(
+            "code", facts, code, "Bring all machines to one state: git pull, or one shared disk."
+        ),
+        alike(
+            "recipe",
+            facts,
+            lambda each: each.recipe[:12],
+            "Give all machines the same files of recipes/ and ds_configs/.",
+        ),
+    ]
+    if any(each.data for each in facts):
+        fix = "Copy one dataset to every machine, or put it on a disk that all share."
+        checks.append(alike("dataset", facts, lambda each: each.data[:12] or "none", fix))
+    return checks
+
+
+def devices(facts: Sequence[RankFacts]) -> Check:
+    """Each device has a rank; `check_own_device` saw to it that each rank has a device."""
+    if not any(each.devices for each in facts):
+        return ok("devices", "CPUs")
+    idle = [each for each in one_a_node(facts) if each.devices > each.node_ranks]
+    if idle:
+        text = ", ".join(f"{each.host}: {each.devices - each.node_ranks}" for each in idle)
+        fix = "Raise their slots in the hostfile, if they are yours."
+        return warning("devices", f"devices without a rank on {text}", fix)
+    return ok("devices", f"one for each of {len(facts)} ranks")
+
+
+def cores(facts: Sequence[RankFacts]) -> Check:
+    """Ranks against CPU cores; only a warning, and only where CPUs train."""
+    crowded = [
+        each for each in one_a_node(facts) if not each.devices and each.node_ranks > each.cores
+    ]
+    if crowded:
+        text = ", ".join(
+            f"{each.host}: {each.node_ranks} ranks, {each.cores} cores" for each in crowded
+        )
+        return warning("cores", text, "Start at most as many ranks on a CPU as it has cores.")
+    least = min(each.cores for each in facts)
+    return ok("cores", f"{least} or more on each machine" if len(facts) > 1 else f"{least}")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where model states are held: a machine or a device; all in bytes."""
+
+    name: str
+    needed: int
+    total: int
+    free: int
+
+
+def memory(facts: Sequence[RankFacts], need: Memory) -> list[Check]:
+    """Model states against what each machine, and each device, has.
+
+    More than there is at all fails; more than is free now is a warning.
+    """
+    hosts = [
+        _Place(
+            each.host,
+            each.node_ranks * (need.host_bytes + (0 if each.devices else need.device_bytes)),
+            each.memory_bytes,
+            each.free_memory_bytes,
+        )
+        for each in one_a_node(facts)
+    ]
+    devices = [
+        _Place(
+            f"{each.host} device {each.local_rank}",
+            need.device_bytes,
+            each.device_memory_bytes,
+            each.free_device_memory_bytes,
+        )
+        for each in facts
+        if each.devices
+    ]
+    checks = [_room("host memory", hosts)]
+    return [*checks, _room("device memory", devices)] if devices else checks
+
+
+def _room(name: str, places: Sequence[_Place]) -> Check:
+    short = [place for place in places if place.needed > place.free]
+    text = ", ".join(
+        f"{place.name}: {gib(place.needed)} of model states, {gib(place.free)} free of "
+        f"{gib(place.total)}"
+        for place in short or [min(places, key=lambda place: place.free - place.needed)]
+    )
+    if any(place.needed > place.total for place in short):
+        fix = "Take a template of a higher ZeRO stage, more ranks, or a smaller model."
+        return failed(name, text, fix)
+    return warning(name, text, "See what else uses it, and end that.") if short else ok(name, text)
+
+
+def shared_memory(facts: Sequence[RankFacts]) -> Check:
+    """/dev/shm, through which ranks with GPUs of one machine talk."""
+    small = [
+        each
+        for each in one_a_node(facts)
+        if each.devices and each.node_ranks > 1 and each.shm_bytes < _SHM_BYTES
+    ]
+    if small:
+        text = ", ".join(f"{each.host}: {gib(each.shm_bytes)}" for each in small)
+        return failed(
+            "/dev/shm",
+            f"{text}; ranks with GPUs need {gib(_SHM_BYTES)}",
+            "Start the container with --shm-size=1g or --ipc=host; in Kubernetes mount an "
+            "emptyDir of medium Memory there.",
+        )
+    return ok("/dev/shm", f"{gib(min(each.shm_bytes for each in facts))} or more")

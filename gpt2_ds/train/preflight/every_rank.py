@@ -1,0 +1,114 @@
+"""The second half: what the ranks see of each other, on the machines that will train."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from gpt2_ds.config.errors import EXIT_RUN_FAILED, Fault, UserError, exit_code_of
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.parallel.agreement import by_rank_0, gathered
+from gpt2_ds.parallel.process_group import join, leave
+from gpt2_ds.train.inputs import open_inputs
+from gpt2_ds.train.preflight.comparisons import cores, shared_memory, who
+from gpt2_ds.train.preflight.fast import check_own_device, compare
+from gpt2_ds.train.preflight.left_locks import extension_locks
+from gpt2_ds.train.preflight.rank_facts import RankFacts
+from gpt2_ds.train.preflight.run_folder import left_as_found, room, run_folder
+from gpt2_ds.train.preflight.speed import matmul, network
+from gpt2_ds.train.preflight.verdicts import Check, exit_code, failed, ok, table, warning
+
+_MINUTES = 2.0
+
+
+def check_and_leave(plan: RunPlan) -> NoReturn:
+    """Join the other ranks, check everything, print the table, end this process with the code.
+
+    Args:
+        plan: of the run that is to be trained here.
+    """
+    try:
+        leave(exit_code_of(lambda: _check(plan)))
+    except Exception:  # a fault of this project: the other ranks must not wait for this one
+        traceback.print_exc()
+        leave(EXIT_RUN_FAILED)
+
+
+def _check(plan: RunPlan) -> int:
+    fingerprint, mistakes = _inputs(plan)
+    check_own_device()
+    device = join(_MINUTES)
+    checks = check_ranks(plan, device, fingerprint, mistakes)
+    # Together: a launcher that sees one rank fail ends the others, rank 0 before it has printed.
+    by_rank_0(lambda: print(table(checks), flush=True))
+    return exit_code(checks)
+
+
+def _inputs(plan: RunPlan) -> tuple[str, tuple[Fault, ...]]:
+    """The dataset's fingerprint as this rank sees it, and what would keep the run from starting.
+
+    A dataset that the run itself would make is not made: its fingerprint is empty.
+    """
+    data = plan.recipe.data
+    if data.prepare is not None and data.path is not None and not Path(data.path).exists():
+        return "", ()
+    try:
+        corpus = open_inputs(plan)
+    except UserError as error:
+        return "", error.faults
+    corpus.close()
+    return corpus.fingerprint, ()
+
+
+def check_ranks(
+    plan: RunPlan, device: torch.device, fingerprint: str, mistakes: tuple[Fault, ...]
+) -> list[Check]:
+    """All checks of the second half, the same on every rank. Collective.
+
+    Args:
+        plan: of the run.
+        device: of this rank.
+        fingerprint: of the dataset, as this rank sees it; empty: none was opened.
+        mistakes: what this rank found in the run's inputs.
+    """
+    facts = gathered(RankFacts.here(plan, fingerprint))
+    with left_as_found(plan.run_dir):
+        checks = [
+            _meeting(facts),
+            *compare(facts, plan),
+            cores(facts),
+            shared_memory(facts),
+            *_data(plan, facts, mistakes),
+            run_folder(plan.run_dir),
+            room(plan),
+            extension_locks(),
+        ]
+    return [*checks, matmul(facts, device), *network(facts, device)]
+
+
+def _meeting(facts: list[RankFacts]) -> Check:
+    """Reaching this line means that the port was free and all ranks came."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    nodes = len({each.node for each in facts})
+    return ok("meeting place", f"at {address} port {port}; ranks: {len(facts)}, nodes: {nodes}")
+
+
+def _data(plan: RunPlan, facts: list[RankFacts], mistakes: tuple[Fault, ...]) -> list[Check]:
+    """What the ranks found in the run's inputs: each mistake with the ranks that found it."""
+    found: dict[Fault, list[RankFacts]] = {}
+    for each, faults in zip(facts, gathered(mistakes), strict=True):
+        for fault in faults:
+            found.setdefault(fault, []).append(each)
+    if found:
+        return [
+            failed("inputs", f"{who(ranks)}: {fault.where}: {fault.what.rstrip('.')}", fault.fix)
+            for fault, ranks in found.items()
+        ]
+    if not any(each.data for each in facts):
+        fix = "Nothing to do: launch/train.py makes it."
+        return [warning("inputs", f"{plan.recipe.data.path} is not there yet", fix)]
+    return [ok("inputs", "dataset, tokenizer and checkpoints fit the recipe")]

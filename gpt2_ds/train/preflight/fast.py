@@ -1,0 +1,83 @@
+"""The checks that every run begins with; together a few seconds at most."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from gpt2_ds.config.errors import UserError, user_error
+from gpt2_ds.config.launcher import rank, world_size
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.process_group import local_device
+from gpt2_ds.train.preflight.clocks import clocks
+from gpt2_ds.train.preflight.comparisons import devices, memory, project_alike, versions_alike
+from gpt2_ds.train.preflight.need import model_states
+from gpt2_ds.train.preflight.rank_facts import RankFacts
+from gpt2_ds.train.preflight.run_folder import room, run_folder
+from gpt2_ds.train.preflight.verdicts import Check, Verdict
+
+
+def check_own_device() -> None:
+    """Refuse a rank for which its machine has no device; call it before `join`, which takes one.
+
+    Raises:
+        UserError: names the host, the rank's number there and the devices.
+    """
+    if local_device().type != "cuda":
+        return
+    local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= count:
+        raise user_error(
+            f"host {platform.node()}",
+            f"has {count} devices, and rank {rank()} would take number {local_rank} of them, "
+            "counted from 0",
+            f"Write slots={count} for it in the hostfile, or start {count} ranks there.",
+        )
+
+
+def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) -> None:
+    """Refuse a run whose machines do not fit each other or the recipe. Collective.
+
+    What a run can live with (little room on the disk, little free memory, clocks a little apart)
+    is a warning that rank 0 prints.
+
+    Args:
+        plan: the run.
+        corpus_fingerprint: of what it reads, as this rank sees it.
+        writes: the run writes into its directory; a replay does not.
+
+    Raises:
+        UserError: every check that failed, with the hosts.
+    """
+    facts = gathered(RankFacts.here(plan, corpus_fingerprint))
+    checks = compare(facts, plan)
+    if writes:
+        checks.append(room(plan))
+        if world_size() > 1:
+            checks.append(run_folder(plan.run_dir))
+    if bad := [check.fault() for check in checks if check.verdict is Verdict.FAILED]:
+        raise UserError(*bad)
+    for check in checks:
+        if check.verdict is Verdict.WARNING and rank() == 0:
+            print(f"warning: {check.fault()}", file=sys.stderr, flush=True)
+
+
+def compare(facts: Sequence[RankFacts], plan: RunPlan) -> list[Check]:
+    """What follows from the ranks' facts alone, and from their clocks. Collective.
+
+    Args:
+        facts: of all ranks.
+        plan: the run.
+    """
+    return [
+        *versions_alike(facts),
+        *project_alike(facts),
+        devices(facts),
+        *memory(facts, model_states(plan)),
+        clocks(facts),
+    ]

@@ -1,0 +1,143 @@
+"""What a rank says of itself, so that all can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from gpt2_ds.config.launcher import local_ranks, rank
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.parallel.process_group import local_device
+from gpt2_ds.train.run_directory import git_commit, package_versions
+
+_REPOSITORY = Path(__file__).resolve().parents[3]
+_MUST_BE_EQUAL = ("torch", "deepspeed", "numpy")
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """One rank's machine and software.
+
+    Args:
+        rank: its number.
+        host: its machine's name.
+        node: the first rank of that machine: two machines may have one name.
+        node_ranks: ranks on that machine.
+        versions: of Python and the packages that must be the same everywhere.
+        commit: of this project, and whether files differ from it.
+        sources: sha256 over this project's code.
+        recipe: sha256 over recipe, template and what follows from them.
+        data: fingerprint of the dataset; empty: none was opened.
+        local_rank: which device of its machine it takes.
+        devices: devices that it sees; 0 on a CPU.
+        cores: CPU cores that it may use.
+        memory_bytes: of its machine, or what its container may use.
+        free_memory_bytes: of that, not in use.
+        device_memory_bytes: of its device; 0 on a CPU.
+        free_device_memory_bytes: of that, not in use.
+        shm_bytes: size of /dev/shm; 0 where there is none.
+    """
+
+    rank: int
+    host: str
+    node: int
+    node_ranks: int
+    versions: dict[str, str]
+    commit: str
+    sources: str
+    recipe: str
+    data: str
+    local_rank: int
+    devices: int
+    cores: int
+    memory_bytes: int
+    free_memory_bytes: int
+    device_memory_bytes: int
+    free_device_memory_bytes: int
+    shm_bytes: int
+
+    @classmethod
+    def here(cls, plan: RunPlan, data: str) -> RankFacts:
+        """This rank's.
+
+        Args:
+            plan: of the run.
+            data: the dataset's fingerprint.
+        """
+        total, free = _host_memory()
+        on_gpu = local_device().type == "cuda"
+        free_device, device = torch.cuda.mem_get_info() if on_gpu else (0, 0)
+        ranks = local_ranks()
+        return cls(
+            rank=rank(),
+            host=platform.node(),
+            node=ranks.start,
+            node_ranks=len(ranks),
+            versions=versions(),
+            commit=git_commit(),
+            sources=_sources(),
+            recipe=_of_plan(plan),
+            data=data,
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            devices=torch.cuda.device_count() if on_gpu else 0,
+            cores=len(os.sched_getaffinity(0)),
+            memory_bytes=total,
+            free_memory_bytes=free,
+            device_memory_bytes=device,
+            free_device_memory_bytes=free_device,
+            shm_bytes=_shm_bytes(),
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of what must be the same on all machines."""
+    packages = package_versions()
+    return {"Python": platform.python_version()} | {name: packages[name] for name in _MUST_BE_EQUAL}
+
+
+@cache
+def _sources() -> str:
+    """sha256 over the code: a commit does not tell which changes are on top of it."""
+    digest = hashlib.sha256()
+    for folder in ("gpt2_ds", "launch"):
+        for path in sorted((_REPOSITORY / folder).rglob("*.py")):
+            digest.update(str(path.relative_to(_REPOSITORY)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _of_plan(plan: RunPlan) -> str:
+    values = [plan.recipe.model_dump(), plan.template.model_dump(), plan.last_step]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _host_memory() -> tuple[int, int]:
+    """Bytes of this machine, or of its container where that has less; and the free ones."""
+    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    meminfo = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
+    total, free = meminfo["MemTotal"], meminfo["MemAvailable"]
+    for path in _CGROUP_LIMITS:
+        try:
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # another kind of container, or "max"
+            continue
+        total = min(total, limit)
+    return total, min(total, free)
+
+
+def _shm_bytes() -> int:
+    try:
+        return shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return 0

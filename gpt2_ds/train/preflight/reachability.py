@@ -1,0 +1,137 @@
+"""Whether each host of a hostfile lets this machine in, as DeepSpeed's launcher will ask it to."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+
+_CONNECT_SECONDS = 5
+_LOGIN_SECONDS = 20.0
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """How this machine's ssh is asked to reach a host.
+
+    Args:
+        port: --ssh-port; None: as ssh's own configuration says.
+    """
+
+    port: int | None = None
+
+    def resolve_command(self, host: str) -> list[str]:
+        """What shows where ssh would go, with ~/.ssh/config; connects to nothing."""
+        return ["ssh", "-G", *self._port_words(), host]
+
+    def login_command(self, host: str) -> list[str]:
+        """What logs in as the launcher will: without a question to anybody."""
+        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
+        return ["ssh", *options, *self._port_words(), host, "true"]
+
+    def _port_words(self) -> list[str]:
+        return [] if self.port is None else ["-p", str(self.port)]
+
+
+def commands(hosts: dict[str, int], ssh: Ssh) -> str:
+    """The commands that `reach` runs, a line each, quoted for a shell."""
+    words = [make(host) for host in hosts for make in (ssh.resolve_command, ssh.login_command)]
+    return "\n".join(shlex.join(each) for each in words)
+
+
+def reach(hosts: dict[str, int], ssh: Ssh) -> list[Check]:
+    """A check for each host, and one for the launcher that starts the ranks there.
+
+    Args:
+        hosts: as `read_hostfile` gives them: plain names and addresses, with their slots.
+        ssh: how to reach them.
+    """
+    if shutil.which("ssh") is None:
+        fix = "Install it: apt-get install openssh-client."
+        return [failed("ssh", "is not installed on this machine", fix)]
+    with ThreadPoolExecutor(min(_AT_ONCE, len(hosts))) as pool:
+        found = list(pool.map(lambda host: _reach_one(host, ssh), hosts))
+    return [_launcher(), *found]
+
+
+def _launcher() -> Check:
+    if shutil.which("pdsh") is not None:
+        return ok("launcher", "pdsh is installed")
+    fix = "Install it: apt-get install pdsh. Or give deepspeed --launcher openmpi."
+    return warning("launcher", "pdsh, which deepspeed uses unless told otherwise, is missing", fix)
+
+
+def _reach_one(host: str, ssh: Ssh) -> Check:
+    name = f"host {host}"
+    settings = _settings(host, ssh)
+    address = settings.get("hostname", host)
+    port = ssh.port or int(settings.get("port", "22"))
+    where = f"{address} port {port}"
+    through = {settings.get(key, "none") for key in ("proxycommand", "proxyjump")} != {"none"}
+    try:
+        if not through:  # otherwise only ssh itself knows the way
+            socket.create_connection((address, port), timeout=_CONNECT_SECONDS).close()
+    except socket.gaierror:
+        fix = "Correct the name in the hostfile, or add it to DNS, /etc/hosts or ~/.ssh/config."
+        return failed(name, f"the name {address} cannot be resolved", fix)
+    except ConnectionRefusedError:
+        fix = f"Start sshd on {host}, or name its port with --ssh-port."
+        return failed(name, f"{where} refuses connections", fix)
+    except TimeoutError:
+        fix = f"See whether {host} is up, and whether a firewall is between the machines."
+        return failed(name, f"{where} does not answer within {_CONNECT_SECONDS} s", fix)
+    except OSError as error:
+        fix = f"See whether {host} is up, and whether this machine has a route to it."
+        return failed(name, f"{where}: {error.strerror or error}", fix)
+    return _log_in(host, ssh, where)
+
+
+def _settings(host: str, ssh: Ssh) -> dict[str, str]:
+    """What ssh's configuration says of a host, by key; empty when it cannot be read."""
+    try:
+        done = subprocess.run(
+            ssh.resolve_command(host),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=_LOGIN_SECONDS,
+        )
+    except subprocess.TimeoutExpired:  # a `Match exec` of the user's
+        return {}
+    pairs = [line.partition(" ") for line in done.stdout.splitlines()]
+    return {key: value for key, _, value in pairs}
+
+
+def _log_in(host: str, ssh: Ssh, where: str) -> Check:
+    name = f"host {host}"
+    by_hand = shlex.join(["ssh", *ssh._port_words(), host])
+    try:
+        done = subprocess.run(
+            ssh.login_command(host),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=_LOGIN_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        fix = f"Type {by_hand}, and see where it stops."
+        return failed(name, f"{where}: ssh did not end within {_LOGIN_SECONDS:.0f} s", fix)
+    if done.returncode == 0:
+        return ok(name, f"{where} lets this user in")
+    said = done.stderr.strip().splitlines() or [f"ssh ended with exit code {done.returncode}"]
+    if "Host key verification failed" in done.stderr:
+        fix = f"Type {by_hand} once, and accept the host's key after checking it."
+        return failed(name, f"{where}: the host's key is unknown or has changed", fix)
+    if "Permission denied" in done.stderr:
+        port = "" if ssh.port is None else f"-p {ssh.port} "
+        fix = f"Let this user in there: ssh-copy-id {port}{host}."
+        return failed(name, f"{where}: no key of this user is accepted", fix)
+    return failed(name, f"{where}: {said[-1].strip()}", f"Type {by_hand}, and see what it says.")

@@ -1,0 +1,125 @@
+"""Whether all ranks see one run directory, and may write there; and room on its disk."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gpt2_ds.config.launcher import rank
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.parallel.agreement import by_rank_0, gathered
+from gpt2_ds.train.preflight.comparisons import gib
+from gpt2_ds.train.preflight.need import disk_bytes
+from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+
+_SEEN_WITHIN_SECONDS = 3.0  # a network disk shows a new file a little later
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_folder(run_dir: Path) -> Check:
+    """One file written by rank 0 is seen by all, and each can write one. Collective.
+
+    What is written is deleted again. A full disk is no failure of this check: see `room`.
+
+    Args:
+        run_dir: made on rank 0 if need be.
+    """
+    name = "run directory"
+    word = by_rank_0(lambda: f".preflight_{secrets.token_hex(8)}")
+    token = run_dir / word
+    made = gathered(_try(lambda: _make(token)) if rank() == 0 else None)[0]
+    try:
+        if made is not None and made[0] in _FULL:
+            return ok(name, f"{run_dir}: its disk is full")
+        if made is not None:
+            fix = "Name a folder that you may write to with --run-dir."
+            return failed(name, f"{run_dir}: rank 0 cannot write there ({made[1]})", fix)
+        mine = None if _appears(token) else "does not see what rank 0 writes there"
+        if mine is None:
+            own = token.with_name(f"{word}_{rank()}")
+            refused = _try(lambda: _touch_and_delete(own))
+            if refused is not None and refused[0] not in _FULL:
+                mine = f"cannot write there ({refused[1]})"
+        where = f"rank {rank()} on {platform.node()}"
+        found = [(who, wrong) for who, wrong in gathered((where, mine)) if wrong is not None]
+    finally:
+        if rank() == 0:
+            with suppress(OSError):
+                token.unlink(missing_ok=True)
+    if found:
+        text = ", ".join(f"{who} {wrong}" for who, wrong in found)
+        fix = "Put it on a disk that all nodes share: --run-dir."
+        return failed(name, f"{run_dir}: {text}", fix)
+    return ok(name, f"{run_dir}: all ranks see it and can write")
+
+
+@contextmanager
+def left_as_found(run_dir: Path) -> Iterator[None]:
+    """Delete a run directory again that was not there before, when it is empty."""
+    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            with suppress(OSError):
+                for folder in new:
+                    folder.rmdir()
+
+
+def _try(work: Callable[[], object]) -> tuple[int, str] | None:
+    """The number and words of what the system refused; None: nothing."""
+    try:
+        work()
+    except OSError as error:
+        return error.errno or 0, error.strerror or str(error)
+    return None
+
+
+def _make(token: Path) -> None:
+    token.parent.mkdir(parents=True, exist_ok=True)
+    token.touch()
+
+
+def _touch_and_delete(path: Path) -> None:
+    path.touch()
+    path.unlink()
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there, or comes soon."""
+    end = time.monotonic() + _SEEN_WITHIN_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        for folder in (path.parent.parent, path.parent):
+            with suppress(OSError):
+                list(folder.iterdir())  # NFS asks its server again
+        time.sleep(0.05)
+    return True
+
+
+def room(plan: RunPlan) -> Check:
+    """Free space against the checkpoints that will be kept; looked at from rank 0. Collective."""
+    return by_rank_0(lambda: _room(plan))
+
+
+def _room(plan: RunPlan) -> Check:
+    name = "free disk"
+    there = next(each for each in (plan.run_dir, *plan.run_dir.resolve().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    held = 0
+    for path in (plan.run_dir / "checkpoints").rglob("*"):
+        with suppress(OSError):  # another job may delete it now
+            held += path.stat().st_size if path.is_file() else 0
+    still = max(0, disk_bytes(plan) - held)
+    found = f"{gib(free)} for {gib(still)} of checkpoints, on the disk of {plan.run_dir}"
+    if still > free:
+        fix = "Make room, name another disk with --run-dir, or lower checkpoint.keep_last."
+        return warning(name, found, fix)
+    return ok(name, found)

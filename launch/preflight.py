@@ -1,0 +1,44 @@
+"""See whether machines are fit to train: python launch/preflight.py --hostfile FILE."""
+
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
+from gpt2_ds.config.hostfile import check_hostfile
+from gpt2_ds.config.launcher import adopt_launcher_variables, check_world_size, rank, world_size
+from gpt2_ds.config.node_environment import load_node_environment
+from gpt2_ds.config.run_plan import resolve_run
+from gpt2_ds.train.preflight.arguments import parse
+from gpt2_ds.train.preflight.before_ssh import check_hosts
+
+
+def main() -> int:
+    args = parse(sys.argv[1:])
+    load_node_environment()
+    adopt_launcher_variables()
+    check_hostfile()
+    if args.hostfile is not None:
+        return check_hosts(args)
+    check_world_size(args.expect_ranks)
+    plan = resolve_run(
+        args.recipe,
+        world_size=world_size(),
+        template_file=args.template,
+        overrides=args.set,
+        run_dir=args.run_dir,
+    )
+    if args.dry_run:
+        if rank() == 0:
+            print(shlex.join([sys.executable, *sys.argv]))
+        return EXIT_DONE
+
+    from gpt2_ds.train.preflight.every_rank import check_and_leave  # torch: after the quick checks
+
+    check_and_leave(plan)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,144 @@
+"""Hosts that cannot be reached, die or are cut off; a signal to a job over two hosts."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
+from tests.faults.jobs import losses_of, newest_step
+from tests.launch.two_host_jobs import LONG, OPENMPI, TwoHostJob, train_words, until_empty
+from tests.launch.two_hosts import TwoHosts, two_hosts
+from tests.small_run import small_dataset
+
+pytestmark = pytest.mark.heavy
+
+IMPATIENT = ("health.timeout_seconds=20",)
+STEPS_TO_THE_END = 40
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[TwoHosts]:
+    with two_hosts(tmp_path / "hosts") as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("two_hosts"))
+
+
+def start(
+    hosts: TwoHosts, data: Path, tmp_path: Path, *settings: str, words: str = ""
+) -> TwoHostJob:
+    """A run that would take long."""
+    run_dir = tmp_path / "run"
+    command = f"deepspeed --hostfile hostfile {train_words(data, run_dir, *LONG, *settings)}"
+    return TwoHostJob(hosts, run_dir, f"{command} {words}")
+
+
+def error_of(text: str) -> str:
+    """The line that says what happened."""
+    assert "Traceback" not in text, text
+    lines = [line for line in text.splitlines() if "error: " in line]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.mark.parametrize("trouble", ("the link is cut", "no sshd"))
+def test_a_host_that_cannot_be_reached_ends_the_job_with_its_name(
+    hosts: TwoHosts, data: Path, tmp_path: Path, trouble: str
+) -> None:
+    if trouble == "no sshd":
+        hosts.second.kill()
+    else:
+        hosts.cut()
+    started = start(hosts, data, tmp_path, *IMPATIENT)
+    assert started.wait(240) != 0
+    assert "host node2 (ranks 2, 3) did not come" in error_of(started.text())
+    started.until_gone()
+    assert newest_step(started.run_dir) == 0
+
+
+@pytest.mark.parametrize("dead", ("second", "first"))
+def test_a_dead_host_ends_the_job_which_goes_on_without_it(
+    hosts: TwoHosts, data: Path, tmp_path: Path, dead: str
+) -> None:
+    started = start(hosts, data, tmp_path)
+    started.until_step(4)
+    victim, other = hosts.both if dead == "first" else hosts.both[::-1]
+    victim.kill()
+    killed = time.monotonic()
+    until_empty(other, 30)
+    if dead == "first":  # with the command that was typed
+        return
+    assert started.wait(1) != 0
+    assert time.monotonic() - killed < 31
+    assert "node2" in error_of(started.text())
+    before = complete_checkpoints(started.run_dir)[0][1].step
+    hosts.write_hostfile(2)
+    again = start(hosts, data, tmp_path, words=f"--max-steps {before + STEPS_TO_THE_END}")
+    assert again.wait() == 0, again.text()
+    assert f"going on after step {before}" in again.text()
+    assert "written by 4 ranks" in again.text()
+    assert newest_step(started.run_dir) == before + STEPS_TO_THE_END
+
+
+def test_a_cut_link_ends_both_sides(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
+    started = start(hosts, data, tmp_path)
+    started.until_step(4)
+    assert set(hosts.second.ranks()) == {2, 3}
+    hosts.cut()
+    for host in hosts.both:
+        until_empty(host, 45)
+    assert started.wait(1) != 0
+    assert "host node2 (ranks 2, 3) does not answer" in error_of(started.text())
+    logs = started.run_dir / "logs"
+    assert "host node1 (ranks 0, 1) does not answer" in (logs / "rank_00002.log").read_text()
+
+
+def test_sigterm_to_deepspeed_saves_and_the_same_command_goes_on(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    started = start(hosts, data, tmp_path, "checkpoint.interval_steps=100000")
+    started.until_step(4)
+    started.signal_deepspeed(signal.SIGTERM)
+    assert started.wait(60) != 0
+    started.until_gone()
+    saved = complete_checkpoints(started.run_dir)[0][1].step
+    assert saved >= 4
+    assert newest_step(started.run_dir) == saved
+    again = start(
+        hosts, data, tmp_path, "checkpoint.interval_steps=100000", words=f"--max-steps {saved + 3}"
+    )
+    assert again.wait() == 0, again.text()
+    assert f"going on after step {saved}" in again.text()
+    steps = [numbers[0] for numbers in losses_of(started.run_dir) if len(numbers) > 2]
+    assert steps == list(range(1, saved + 4))
+
+
+def test_a_dead_host_ends_a_job_of_openmpi(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
+    hosts.write_environment(MASTER_ADDR=hosts.first.address)
+    words = train_words(data, tmp_path / "run", *LONG)
+    started = TwoHostJob(
+        hosts, tmp_path / "run", f"deepspeed --hostfile hostfile {OPENMPI} {words}"
+    )
+    started.until_step(4)
+    hosts.second.kill()
+    until_empty(hosts.first, 30)
+    assert started.wait(1) != 0
+
+
+def test_where_the_network_device_is_not_named_the_message_names_the_variable(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    (hosts.work / ".gpt2_ds_env").unlink()  # gloo takes 127.0.1.1, as the hosts call themselves
+    started = start(hosts, data, tmp_path, *IMPATIENT)
+    said = "Between machines, GLOO_SOCKET_IFNAME"
+    started.until(lambda: said in started.text() or not started.running())
+    assert said in started.text()
+    assert "Traceback" not in started.text()

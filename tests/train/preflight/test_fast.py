@@ -1,0 +1,137 @@
+"""The checks that every run begins with, on one rank: cheap, and quiet when all is well."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2_ds.train.preflight import fast, rank_facts, run_folder
+from gpt2_ds.train.preflight.fast import check_own_device, fast_checks
+from gpt2_ds.train.preflight.rank_facts import RankFacts
+from tests.config.small_recipe import only_fault
+from tests.small_run import small_plan
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_all_is_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fast_checks(small_plan("data/x", tmp_path / "run"), "")
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.benchmark
+def test_alone_it_takes_no_time(tmp_path: Path) -> None:
+    plan = small_plan("data/x", tmp_path)
+    began = time.perf_counter()
+    fast_checks(plan, "")
+    assert time.perf_counter() - began < 0.2
+
+
+def test_little_room_is_only_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    usage = run_folder.shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage)
+    plan = small_plan("data/x", tmp_path / "run")
+    fast_checks(plan, "")
+    said = capfd.readouterr().err
+    assert said.startswith("warning: free disk: 100000 bytes for ")
+    assert said.endswith(
+        f" of checkpoints, on the disk of {tmp_path}/run. Make room, name another disk with "
+        "--run-dir, or lower checkpoint.keep_last.\n"
+    )
+    fast_checks(plan, "", writes=False)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_there_already_needs_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan("data/x", tmp_path)
+    (tmp_path / "checkpoints/step_00000001").mkdir(parents=True)
+    held = tmp_path / "checkpoints/step_00000001/x.pt"
+    held.write_bytes(b"x" * (run_folder.disk_bytes(plan) - 1000))
+    usage = run_folder.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage)
+    assert run_folder.room(plan).verdict == "ok"
+    held.write_bytes(b"x" * (run_folder.disk_bytes(plan) - 1001))
+    assert run_folder.room(plan).verdict == "warning"
+
+
+def test_a_model_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan("data/x", tmp_path)
+    needed = 16 * plan.derived.n_parameters
+    here = RankFacts.here(plan, "")
+
+    def of(total: int, free: int) -> None:
+        facts = replace(here, memory_bytes=total, free_memory_bytes=free)
+        monkeypatch.setattr(RankFacts, "here", lambda plan, data: facts)
+
+    of(needed - 1, needed - 1)
+    message = only_fault(lambda: fast_checks(plan, ""))
+    assert message.startswith(f"host memory: {here.host}: ")
+    assert message.endswith(
+        "Take a template of a higher ZeRO stage, more ranks, or a smaller model."
+    )
+    of(needed, 0)
+    fast_checks(plan, "")
+
+
+def test_a_rank_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_own_device()  # on a CPU
+    monkeypatch.setattr(fast, "local_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(fast.platform, "node", lambda: "worker-7")
+    for name, value in (("RANK", "6"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert only_fault(check_own_device) == (
+        "host worker-7: has 2 devices, and rank 6 would take number 2 of them, counted from 0. "
+        "Write slots=2 for it in the hostfile, or start 2 ranks there."
+    )
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_own_device()
+
+
+def test_a_container_has_what_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, limit = small_plan("data/x", tmp_path), tmp_path / "memory.max"
+    monkeypatch.setattr(rank_facts, "_CGROUP_LIMITS", (limit, tmp_path / "none"))
+    meminfo = Path("/proc/meminfo").read_text().split()
+    whole = int(meminfo[meminfo.index("MemTotal:") + 1]) * 1024
+    assert RankFacts.here(plan, "").memory_bytes == whole
+    limit.write_text("max\n")
+    assert RankFacts.here(plan, "").memory_bytes == whole
+    limit.write_text("1000000\n")
+    facts = RankFacts.here(plan, "")
+    assert (facts.memory_bytes, facts.free_memory_bytes) == (1_000_000, 1_000_000)
+
+
+def test_another_recipe_template_or_code_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe(*overrides: str, template: str = "zero0") -> str:
+        plan = small_plan("data/x", tmp_path, *overrides, template=template)
+        return RankFacts.here(plan, "").recipe
+
+    assert len({recipe(), recipe(), recipe("seed=5"), recipe(template="zero1")}) == 3
+    rank_facts._sources.cache_clear()
+    before = rank_facts._sources()
+    folder = tmp_path / "gpt2_ds"
+    folder.mkdir()
+    (folder / "x.py").write_text("1")
+    monkeypatch.setattr(rank_facts, "_REPOSITORY", tmp_path)
+    seen = {before}
+    for text in ("1", "2"):
+        (folder / "x.py").write_text(text)
+        rank_facts._sources.cache_clear()
+        seen.add(rank_facts._sources())
+    rank_facts._sources.cache_clear()
+    assert len(seen) == 3
