@@ -35,18 +35,17 @@ _ALONE = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
-_ROLL_CALL_MINUTES = 10.0
 _LAST_MEETING_SECONDS = 5.0
 
 _joined = {"timeout_minutes": 30.0}  # of the groups of this process
 
 
-def join(timeout_minutes: float = 30.0) -> torch.device:
+def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch.device:
     """Become a rank of the job that the launcher describes; alone when there is no launcher.
 
     Args:
-        timeout_minutes: a collective that waits longer fails; the ranks wait for each other so
-            long, and at most ten minutes.
+        timeout_minutes: a collective that waits longer fails.
+        meeting_seconds: how long the ranks wait for each other here, if that is less.
 
     Returns:
         This rank's device.
@@ -72,17 +71,17 @@ def join(timeout_minutes: float = 30.0) -> torch.device:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     _joined["timeout_minutes"] = timeout_minutes
-    meeting_minutes = min(timeout_minutes, _ROLL_CALL_MINUTES)
+    meeting_seconds = min(60 * timeout_minutes, meeting_seconds)
     try:
-        meeting = roll_call(60 * meeting_minutes) if world_size() > 1 else None
+        meeting = roll_call(meeting_seconds) if world_size() > 1 else None
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
         del meeting
-    except RuntimeError as error:
-        raise RunError(_why_not_joined(str(error), meeting_minutes)) from error
+    except (RuntimeError, OSError) as error:  # OSError: the master's name is not known
+        raise RunError(_why_not_joined(str(error), meeting_seconds)) from error
     return device
 
 
-def _why_not_joined(error: str, timeout_minutes: float) -> str:
+def _why_not_joined(error: str, seconds: float) -> str:
     """What torch's error means for the command that was typed."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     this = f"rank {os.environ['RANK']} on {platform.node()}"
@@ -97,7 +96,7 @@ def _why_not_joined(error: str, timeout_minutes: float) -> str:
         there = f" on host {hosts[0]}" if hosts else " there"
         return (
             f"--master_addr {address} --master_port {port}: {this} could not reach rank 0{there} "
-            f"for {timeout_minutes:g} minutes. See whether rank 0 lives, and whether a firewall "
+            f"for {seconds:g} s. See whether rank 0 lives, and whether a firewall "
             "is between the machines."
         )
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.launcher import hosts_of_ranks, rank, world_size
+from gpt2_ds.parallel.network_device import address_towards, name_gloo_device
 
 _LOOK_SECONDS = 0.2
 _FIRST_WORD_SECONDS = 15.0
@@ -48,10 +50,14 @@ def roll_call(timeout_seconds: float) -> TCPStore:
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"roll_call/{attempt}", server)
-    store.set(f"here/{rank()}", platform.node())
+    this_host = platform.node()
+    mine = {this_host: address_towards(os.environ["MASTER_ADDR"])}
+    store.set(f"here/{rank()}", json.dumps(mine))
     if rank() == 0:
         missing = _wait_for_others(store, timeout_seconds)
         said = _sentence(missing, timeout_seconds) if missing else _ALL_HERE
+        if not missing:
+            store.set("addresses", json.dumps(_addresses(store)))
         store.set("said", said)
         if missing:
             time.sleep(1.0)  # the store ends with this process, and the others are to read it
@@ -61,7 +67,16 @@ def roll_call(timeout_seconds: float) -> TCPStore:
         said = store.get("said").decode()
     if said != _ALL_HERE:
         raise RunError(said)
+    name_gloo_device(json.loads(store.get("addresses")), this_host)
     return server
+
+
+def _addresses(store: PrefixStore) -> dict[str, str]:
+    """Each host's address, of the first rank there."""
+    found: dict[str, str] = {}
+    for text in store.multi_get([f"here/{one}" for one in range(world_size())]):
+        found = json.loads(text) | found
+    return found
 
 
 def _wait_for_others(store: PrefixStore, timeout_seconds: float) -> list[int]:

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt2_ds.config.launcher import rank
+from gpt2_ds.parallel.network_device import address_towards
 from gpt2_ds.train.rank_status import Finding, RankProcess, Status, find_end
 
 _SILENT_SECONDS = 10.0
@@ -23,7 +25,7 @@ class Address:
     """Where a rank's door is.
 
     Args:
-        host: a numeric address, as the ranks of other machines reach it.
+        host: its name or address, as the ranks of other machines reach it.
         port: of the listening socket.
     """
 
@@ -49,14 +51,13 @@ class Door:
     """A socket of this process that listens as long as the process lives; nobody is let in."""
 
     def __init__(self) -> None:
-        family, _, _, _, target = socket.getaddrinfo(
-            os.environ["MASTER_ADDR"], 1, type=socket.SOCK_DGRAM
-        )[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as way:  # sends nothing
-            way.connect(target)
-            host = str(way.getsockname()[0])
-        self._socket = socket.create_server((host, 0), family=family, backlog=1024)
-        self.address = Address(host, int(self._socket.getsockname()[1]))
+        master = os.environ["MASTER_ADDR"]
+        host = address_towards(master)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server(("", 0), family=family, backlog=1024)
+        # On its own machine the master's name may be a loopback address, which others cannot use.
+        reached = master if rank() == 0 else host
+        self.address = Address(reached, int(self._socket.getsockname()[1]))
 
     def close(self) -> None:
         """This process may end now without being missed."""

@@ -47,6 +47,7 @@ from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.terminal import say
 from gpt2_ds.train.watchdog import Watchdog
 
+_MEETING_SECONDS = 600.0
 _UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30
 
 
@@ -89,8 +90,9 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         RunError: the run failed in a way that is understood.
     """
     check_own_device()
-    # Longer than the watchdog's, which says which rank it is.
-    device = join(1 + 2 * plan.recipe.health.timeout_seconds / 60)
+    timeout = plan.recipe.health.timeout_seconds
+    # Collectives wait longer than the watchdog, which says which rank it is.
+    device = join(1 + 2 * timeout / 60, meeting_seconds=max(60.0, min(timeout, _MEETING_SECONDS)))
     check_dtype(plan)
     verify_together(corpus)
     fast_checks(plan, corpus.fingerprint, writes=options.replay_step is None)

@@ -133,12 +133,9 @@ def test_a_dead_host_ends_a_job_of_openmpi(hosts: TwoHosts, data: Path, tmp_path
     assert started.wait(1) != 0
 
 
-def test_where_the_network_device_is_not_named_the_message_names_the_variable(
-    hosts: TwoHosts, data: Path, tmp_path: Path
-) -> None:
-    (hosts.work / ".gpt2_ds_env").unlink()  # gloo takes 127.0.1.1, as the hosts call themselves
-    started = start(hosts, data, tmp_path, *IMPATIENT)
-    said = "Between machines, GLOO_SOCKET_IFNAME"
-    started.until(lambda: said in started.text() or not started.running())
-    assert said in started.text()
-    assert "Traceback" not in started.text()
+def test_the_network_device_need_not_be_named(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
+    """gloo by itself takes 127.0.1.1, as the hosts call themselves, and cannot connect."""
+    (hosts.work / ".gpt2_ds_env").unlink()
+    started = start(hosts, data, tmp_path, words="--max-steps 4")
+    assert started.wait(240) == 0, started.text()
+    assert newest_step(started.run_dir) == 4
