@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
     """Train, then end this process with the exit code of what happened."""
     if options.replay_step is None:
         keep_log(plan.run_dir, rank())
+    threading.excepthook = _say_file_trouble
 
     def run() -> int:
         try:
@@ -62,6 +64,8 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
         except OSError as error:
             if error.errno not in FILE_TROUBLES:
                 raise
+            if not error.filename:  # TensorBoard's writer does not say which
+                error = OSError(error.errno, error.strerror, str(plan.run_dir))
             raise RunError(file_trouble(error)) from error
 
     try:
@@ -72,6 +76,14 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
             where = f"all of it is in {log_path(plan.run_dir, rank())}"
             print(f"error (rank {rank()}): {error!r}; {where}", file=sys.stderr)
         leave(EXIT_RUN_FAILED)
+
+
+def _say_file_trouble(args: threading.ExceptHookArgs) -> None:
+    """What a thread of a library could not write: TensorBoard's, when the disk is full."""
+    if isinstance(args.exc_value, OSError) and args.exc_value.errno in FILE_TROUBLES:
+        print(f"warning: {file_trouble(args.exc_value)}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(args)
 
 
 def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:

@@ -79,6 +79,8 @@ class Job:
                     stderr=output,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
+                    # Whoever runs the tests in the background may ignore it, and children do too.
+                    preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
                 )
 
             if deepspeed:

@@ -51,6 +51,6 @@ def test_the_hosts_of_the_launcher_are_named() -> None:
     )
     assert done.returncode == 1
     assert (
-        "error: host b (ranks 2, 3) and host c (rank 4) did not come within 15 s; 2 of 5 ranks did. "
-        "See whether `ssh b hostname` answers, and what those ranks print; no firewall"
+        "error: host b (ranks 2, 3) and host c (rank 4) did not come within 15 s; 2 of 5 ranks "
+        "did. See whether `ssh b hostname` answers, and what those ranks print; no firewall"
     ) in done.stderr
