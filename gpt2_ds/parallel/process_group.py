@@ -14,7 +14,7 @@ import warnings
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import deepspeed
 import deepspeed.ops
@@ -61,10 +61,10 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
     spare_shm_op()
-    # deepspeed.initialize imports it, and with it torch's compiler: many seconds on a busy machine,
-    # which a watchdog with a short timeout would take for a hang.
-    with suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    spare_compiler()
+    # The engine imports it: some seconds on a busy machine, which a watchdog with a short timeout
+    # would take for a hang.
+    importlib.import_module("torch._dynamo")
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -115,6 +115,27 @@ def spare_shm_op() -> None:
     known = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(known, dict) and "deepspeed_shm_comm" in known:
         known["deepspeed_shm_comm"] = False
+
+
+def spare_compiler() -> None:
+    """Keep DeepSpeed from importing torch's compiler where nothing is compiled.
+
+    deepspeed.initialize (0.19.8) imports its Muon optimizer, which marks functions for
+    torch.compile where it defines them: two seconds of every rank's start, and many on a busy
+    machine. They stay plain functions here; no recipe uses them.
+    """
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    marked = getattr(compiler, "compile", None)
+
+    def unmarked() -> Any:
+        return lambda function: function
+
+    compiler.compile = unmarked  # type: ignore[attr-defined]
+    try:
+        with suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = marked  # type: ignore[attr-defined]
 
 
 def local_device() -> torch.device:

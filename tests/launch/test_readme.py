@@ -16,6 +16,8 @@ from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.config.sources import source_faults
 from gpt2_ds.config.yaml_document import parse_yaml
 from gpt2_ds.data.preparation.arguments import parse
+from gpt2_ds.train import arguments as train_arguments
+from gpt2_ds.train.preflight import arguments as preflight_arguments
 from tests.conftest import REPOSITORY
 from tests.launch.commands import bare_environment, copy_of_repository, run_command
 from tests.ranks import free_port
@@ -70,12 +72,22 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 
 def test_the_commands_that_need_a_network_are_understood() -> None:
+    """Those over several machines are run by tests/launch/test_two_hosts_page.py, with its names."""
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
-    commands = [line.split() for block in blocks for line in block.splitlines()]
-    assert len(commands) >= 3
-    for words in commands:
-        assert words[:2] == ["python", "launch/prepare_data.py"]
-        assert parse(None, words[2:]).inputs[0].startswith("hf:")
+    scripts = []
+    for words in (line.split() for block in blocks for line in block.splitlines()):
+        script = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+        assert words[:script] in (["python"], ["deepspeed", "--hostfile", "hostfile"])
+        scripts.append(words[script])
+        own = words[script + 1 :]
+        if words[script] == "launch/prepare_data.py":
+            assert parse(None, own).inputs[0].startswith("hf:")
+        elif words[script] == "launch/preflight.py":
+            assert preflight_arguments.parse(own)
+        else:
+            args = train_arguments.parse(own)
+            assert resolve_run(args.recipe, world_size=args.expect_ranks)
+    assert {"launch/prepare_data.py", "launch/preflight.py", "launch/train.py"} == set(scripts)
 
 
 def test_the_sources_of_the_readme_are_understood(tmp_path: Path) -> None:

@@ -200,3 +200,21 @@ def test_a_step_needs_no_compiler_and_leaves_no_shared_memory(tmp_path: Path) ->
     assert not (extensions / "deepspeed_shm_comm").exists()
     # DeepSpeed names its buffers after the port and the rank.
     assert [p.name for p in Path("/dev/shm").iterdir() if port in p.name] == []
+
+
+_COMPILER = """
+import sys
+import deepspeed.runtime.compiler as compiler
+from gpt2_ds.parallel.process_group import spare_compiler
+before = compiler.compile
+spare_compiler()
+from deepspeed.runtime.zero.muon.original_muon import zeropower_via_newtonschulz5 as marked
+assert compiler.compile is before
+print("torch._inductor" in sys.modules, "torch._dynamo" in sys.modules, type(marked).__name__)
+"""
+
+
+def test_the_compiler_is_not_imported_for_an_optimizer_that_is_not_used() -> None:
+    process = start(_COMPILER)
+    out, error = process.communicate(timeout=90)
+    assert out == "False False function\n", error
