@@ -72,7 +72,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 
 def test_the_commands_that_need_a_network_are_understood() -> None:
-    """Those over several machines are run by tests/launch/test_two_hosts_page.py, with its names."""
+    """Those over several machines are run by test_two_hosts_page.py, with its names."""
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
     scripts = []
     for words in (line.split() for block in blocks for line in block.splitlines()):
