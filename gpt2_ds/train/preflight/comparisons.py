@@ -85,13 +85,18 @@ def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
 def project_alike(facts: Sequence[RankFacts]) -> list[Check]:
     """This project's code, the recipe as it was resolved, and the dataset."""
 
-    def code(each: RankFacts) -> str:
+    # The files decide: git may be missing on a machine, or refuse another user's folder.
+    code: dict[str, str] = {}
+    for each in facts:
         commit, plus, _ = each.commit.partition("+")
-        return f"commit {commit[:12]}{plus and ' with changes'}, code {each.sources[:8]}"
-
+        words = f"commit {commit[:12]}{plus and ' with changes'}, code {each.sources[:8]}"
+        code.setdefault(each.sources, words)
     checks = [
         alike(
-            "code", facts, code, "Bring all machines to one state: git pull, or one shared disk."
+            "code",
+            facts,
+            lambda each: code[each.sources],
+            "Bring all machines to one state: git pull, or one shared disk.",
         ),
         alike(
             "recipe",

@@ -59,12 +59,17 @@ def test_of_two_halves_the_one_without_rank_0_is_the_other() -> None:
 
 def test_another_state_of_the_project() -> None:
     assert [check.verdict for check in project_alike(two_hosts())] == [Verdict.OK] * 3
-    names = {"commit": "a" * 40 + "+changes", "recipe": "b" * 64, "data": "1" * 64}
+    names = {
+        "commit": "a" * 40 + "+changes",
+        "sources": "9" * 64,
+        "recipe": "b" * 64,
+        "data": "1" * 64,
+    }
     code, recipe, data = project_alike(two_hosts(**names))
     others = "host-0 (ranks 0, 1), host-2 (rank 2)"
     assert code == failed(
         "code",
-        f"host-2 (rank 3) has commit aaaaaaaaaaaa with changes, code dddddddd; {others} has commit "
+        f"host-2 (rank 3) has commit aaaaaaaaaaaa with changes, code 99999999; {others} has commit "
         "cccccccccccc, code dddddddd",
         "Bring all machines to one state: git pull, or one shared disk.",
     )
@@ -84,6 +89,12 @@ def test_other_code_under_one_commit() -> None:
     code, *_ = project_alike(two_hosts(sources="9" * 64))
     assert code.verdict is Verdict.FAILED
     assert "host-2 (rank 3) has commit cccccccccccc, code 99999999; " in code.found
+
+
+def test_where_git_does_not_answer_the_files_decide() -> None:
+    code, *_ = project_alike(two_hosts(commit="unknown"))
+    assert code.verdict is Verdict.OK
+    assert code.found == "commit cccccccccccc, code dddddddd"
 
 
 def test_a_dataset_that_one_rank_lacks_or_all() -> None:
