@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 EXIT_DONE = 0
 EXIT_RUN_FAILED = 1
@@ -15,6 +16,8 @@ EXIT_WRONG_INPUT = 2
 EXIT_PREEMPTED = 75
 
 _OTHER_RANKS_WAIT_SECONDS = 4.0
+
+AnyError = TypeVar("AnyError", "UserError", "RunError")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class UserError(Exception):
         faults: every mistake found, so that all can be mended at once.
     """
 
+    agreed = False
+
     def __init__(self, *faults: Fault) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = faults
@@ -50,6 +55,14 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run itself failed in a way that is understood. Exit code 1, no traceback."""
+
+    agreed = False
+
+
+def agreed(error: AnyError) -> AnyError:
+    """Mark an error that every rank raises at the same place: rank 0 alone prints it."""
+    error.agreed = True
+    return error
 
 
 def user_error(where: str, what: str, fix: str) -> UserError:
@@ -74,8 +87,8 @@ def exit_code_of(command: Callable[[], int]) -> int:
     """Run one command of `launch/`; print a user's mistake without a traceback.
 
     Under a launcher every rank finds the same mistake, and rank 0 prints it. A launcher that sees
-    rank 0 end kills the others; one that still lives after a while has a mistake of its own (a
-    folder that its machine lacks), and prints it.
+    rank 0 end kills the others, on its own machine; one that still lives after a while has a
+    mistake of its own (a folder that its machine lacks), and prints it, unless all `agreed`.
 
     Args:
         command: does the work and returns the exit code.
@@ -87,11 +100,15 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         lines, code = [str(fault) for fault in error.faults], EXIT_WRONG_INPUT
+        said_by_rank_0 = error.agreed
     except RunError as error:
         lines, code = [str(error)], EXIT_RUN_FAILED
+        said_by_rank_0 = error.agreed
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+        if said_by_rank_0:
+            return code
     who = "" if rank == "0" else f" (rank {rank})"
     for line in lines:
         print(f"error{who}: {line}", file=sys.stderr, flush=True)

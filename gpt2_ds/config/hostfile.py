@@ -177,6 +177,8 @@ def check_sent_variables() -> None:
     for name, value in os.environ.items():
         if name.startswith(_SENT) and (fault := _variable_fault(name, f"{name}={value}")):
             fix = f"Unset it in this shell, and write it into {NODE_ENVIRONMENT_FILE}."
+            if name.startswith("PYTHON"):  # which that file refuses: it is read too late for them
+                fix = "Unset it in this shell; what the nodes need of it, their start-up files set."
             faults.append(replace(fault, fix=fix))
     if faults:
         raise UserError(*faults)
@@ -194,7 +196,7 @@ def _variable_fault(where: str, line: str) -> Fault | None:
     if not _NAME.match(name):
         return Fault(
             where,
-            f"names {name!r}, which is no variable; a remote shell would run it",
+            "names no variable before the =; a remote shell would run the line",
             "Write NAME=value, or delete it: the file knows no comments.",
         )
     if is_secret_name(name):

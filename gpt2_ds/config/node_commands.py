@@ -22,6 +22,8 @@ _ACTIVE_BARE = re.compile(r"[$`\\\"';&|<>()*?#~\t\n]|\{\S*(,|\.\.)\S*\}|%[hnu%]|
 def describe_nodes(hostfile: Path, words: Sequence[str]) -> str:
     """For `--dry-run --hostfile`: the ranks and the command of each node, quoted.
 
+    Before it deepspeed exports the variables that it sends along; they are not shown.
+
     Args:
         hostfile: of the job.
         words: the script and its arguments, as they were typed; those that only a dry run has are
@@ -39,10 +41,14 @@ def describe_nodes(hostfile: Path, words: Sequence[str]) -> str:
         lines += [f"{host}, {ranks}, runs:", f"  {node_command(hosts, number, words)}"]
         first += slots
     changed = [word for word in words if is_changed_by_a_shell(word)]
+    # These two deepspeed does not quote at all.
+    paths = (str(Path.cwd()), sys.executable)
+    changed += [path for path in paths if " " in path or is_changed_by_a_shell(path)]
     if changed:
         lines.append(
             f"warning: the shell of a node would change {shlex.join(changed)}: deepspeed quotes a "
-            "word only with spaces in it, and only by double quotes. Put it into a recipe file."
+            "word only with spaces in it, and only by double quotes. Put it into a recipe file, or "
+            "the project into another folder."
         )
     return "\n".join(lines)
 

@@ -12,7 +12,11 @@ from gpt2_ds.config.errors import Fault, UserError, user_error
 NODE_ENVIRONMENT_FILE = ".gpt2_ds_env"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|_KEY", re.IGNORECASE)
+_SECRET = re.compile(
+    r"TOKEN(?!IZER|S)|SECRET|PASSWORD|PASSWD|PASSPHRASE|PGPASS|CREDENTIAL|CONNECTION_STRING|"
+    r"API_?KEY|_KEY(?![A-Z])",
+    re.IGNORECASE,
+)
 _OF_THE_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
 _FILLED_IN = ("MASTER_ADDR", "MASTER_PORT")
 _READ_AT_START = ("LD_", "PYTHON")
@@ -62,6 +66,8 @@ def is_secret_name(name: str) -> bool:
     """Whether the value of a variable is one that nobody else should see.
 
     >>> [is_secret_name(name) for name in ("HF_TOKEN", "TOKENIZERS_PARALLELISM", "NCCL_DEBUG")]
+    [True, False, False]
+    >>> [is_secret_name(name) for name in ("WANDB_API_KEY", "PYTHON_KEYRING_BACKEND", "MAX_TOKENS")]
     [True, False, False]
     """
     return _SECRET.search(name) is not None

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from gpt2_ds.config.errors import Fault, RunError, UserError
+from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.parallel.process_group import host_group
 
@@ -86,9 +86,9 @@ def by_rank_0(work: Callable[[], Value], mark: Callable[[], None] | None = None)
         torch.distributed.broadcast_object_list(box, src=0, group=host_group())
     result, faults, failure = box
     if faults is not None:
-        raise UserError(*(fault for fault in faults if isinstance(fault, Fault)))
+        raise agreed(UserError(*(fault for fault in faults if isinstance(fault, Fault))))
     if failure is not None:
-        raise RunError(failure)
+        raise agreed(RunError(failure))
     return result  # type: ignore[no-any-return]
 
 
@@ -114,7 +114,7 @@ def all_agree(failure: str | None) -> None:
         RunError: some rank failed.
     """
     if failures := [f"rank {i}: {each}" for i, each in enumerate(gathered(failure)) if each]:
-        raise RunError("\n".join(failures))
+        raise agreed(RunError("\n".join(failures)))
 
 
 def file_trouble(error: OSError) -> str:

@@ -38,20 +38,19 @@ def device_of(address: str) -> str | None:
     return None
 
 
-def name_gloo_device(addresses: dict[str, str], this_host: str) -> None:
+def name_gloo_device(addresses: list[str], own: str) -> None:
     """Tell gloo which device to use between machines, unless GLOO_SOCKET_IFNAME already does.
 
     By itself gloo takes the address that this machine's own name has, which on Debian is 127.0.1.1:
     no other machine reaches that ("connectFullMesh failed").
 
     Args:
-        addresses: of each host, on its way to MASTER_ADDR, by the host's name.
-        this_host: this machine's name in it.
+        addresses: of all machines, on their way to MASTER_ADDR.
+        own: this machine's.
     """
-    others = [address for host, address in addresses.items() if host != this_host]
+    others = [address for address in addresses if address != own]
     if not others or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    own = addresses[this_host]
     try:
         if ipaddress.ip_address(own).is_loopback:  # the machine that MASTER_ADDR names
             own = address_towards(others[0])

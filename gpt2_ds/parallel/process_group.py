@@ -36,6 +36,7 @@ _ALONE = {
     "MASTER_PORT": "0",
 }
 _LAST_MEETING_SECONDS = 5.0
+_OPEN_FILES = 65536
 
 _joined = {"timeout_minutes": 30.0}  # of the groups of this process
 
@@ -58,8 +59,11 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     # ZeRO calls these under their old names (DeepSpeed 0.19.8 on torch 2.13).
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", rf"`torch.distributed.{name}` is deprecated")
+    if "RANK" not in os.environ:  # MASTER_ADDR may still be there, from a file for many machines
+        os.environ |= _ALONE
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
+    _raise_file_limit()
     spare_shm_op()
     spare_compiler()
     # The engine imports it: some seconds on a busy machine, which a watchdog with a short timeout
@@ -79,6 +83,14 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     except (RuntimeError, OSError) as error:  # OSError: the master's name is not known
         raise RunError(_why_not_joined(str(error), meeting_seconds)) from error
     return device
+
+
+def _raise_file_limit() -> None:
+    """Rank 0 holds three connections a rank, and 1,024 is a usual limit."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
+    if resource.RLIM_INFINITY != now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _why_not_joined(error: str, seconds: float) -> str:

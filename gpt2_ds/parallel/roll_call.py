@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import sys
 import time
 from datetime import timedelta
@@ -12,7 +10,7 @@ from itertools import groupby
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.launcher import hosts_of_ranks, rank, world_size
 from gpt2_ds.parallel.network_device import address_towards, name_gloo_device
 
@@ -50,14 +48,13 @@ def roll_call(timeout_seconds: float) -> TCPStore:
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"roll_call/{attempt}", server)
-    this_host = platform.node()
-    mine = {this_host: address_towards(os.environ["MASTER_ADDR"])}
-    store.set(f"here/{rank()}", json.dumps(mine))
+    mine = address_towards(os.environ["MASTER_ADDR"])
+    store.set(f"here/{rank()}", mine)
     if rank() == 0:
         missing = _wait_for_others(store, timeout_seconds)
         said = _sentence(missing, timeout_seconds) if missing else _ALL_HERE
         if not missing:
-            store.set("addresses", json.dumps(_addresses(store)))
+            store.set("addresses", ",".join(dict.fromkeys(_addresses(store))))
         store.set("said", said)
         if missing:
             time.sleep(1.0)  # the store ends with this process, and the others are to read it
@@ -66,17 +63,15 @@ def roll_call(timeout_seconds: float) -> TCPStore:
         store.wait(["said"], timedelta(seconds=2 * timeout_seconds))
         said = store.get("said").decode()
     if said != _ALL_HERE:
-        raise RunError(said)
-    name_gloo_device(json.loads(store.get("addresses")), this_host)
+        raise agreed(RunError(said))
+    name_gloo_device(store.get("addresses").decode().split(","), mine)
     return server
 
 
-def _addresses(store: PrefixStore) -> dict[str, str]:
-    """Each host's address, of the first rank there."""
-    found: dict[str, str] = {}
-    for text in store.multi_get([f"here/{one}" for one in range(world_size())]):
-        found = json.loads(text) | found
-    return found
+def _addresses(store: PrefixStore) -> list[str]:
+    """Each rank's, by rank."""
+    names = [f"here/{one}" for one in range(world_size())]
+    return [address.decode() for address in store.multi_get(names)]
 
 
 def _wait_for_others(store: PrefixStore, timeout_seconds: float) -> list[int]:
@@ -102,10 +97,10 @@ def _wait_for_others(store: PrefixStore, timeout_seconds: float) -> list[int]:
 
 def _sentence(missing: list[int], timeout_seconds: float) -> str:
     names = hosts_of_ranks()
-    ssh = f"whether `ssh {names[missing[0]]} hostname` answers, and " if names else ""
+    see = f"whether {names[missing[0]]} lives, and " if names else ""
     return (
         f"{describe_ranks(missing, names)} did not come within {timeout_seconds:g} s; "
-        f"{world_size() - len(missing)} of {world_size()} ranks did. See {ssh}what those ranks "
+        f"{world_size() - len(missing)} of {world_size()} ranks did. See {see}what those ranks "
         f"print; no firewall may stand between them and rank 0 at {os.environ['MASTER_ADDR']} "
         f"port {os.environ['MASTER_PORT']}."
     )

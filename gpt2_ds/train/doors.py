@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gpt2_ds.config.launcher import rank
@@ -16,6 +19,8 @@ _SILENT_SECONDS = 10.0
 _SILENT_AFTER_AN_ERROR_SECONDS = 1.0
 _KNOCK_SECONDS = 3.0
 _KNOCKS = 2
+_AT_ONCE = 64
+_BACKLOG = 4096  # the kernel may hold it lower; knocks at a stopped process wait there
 
 Answer = Literal["open", "closed", "none"]
 
@@ -48,16 +53,27 @@ class Address:
 
 
 class Door:
-    """A socket of this process that listens as long as the process lives; nobody is let in."""
+    """A socket of this process that listens as long as the process lives."""
 
     def __init__(self) -> None:
         master = os.environ["MASTER_ADDR"]
         host = address_towards(master)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server(("", 0), family=family, backlog=1024)
+        # A name may lead to IPv6 here and to IPv4 from another machine.
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+        self._socket = socket.create_server(
+            ("", 0), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
+        self._socket.setblocking(False)
         # On its own machine the master's name may be a loopback address, which others cannot use.
         reached = master if rank() == 0 else host
         self.address = Address(reached, int(self._socket.getsockname()[1]))
+
+    def send_away(self) -> None:
+        """Those who knocked have learned what they wanted; call it often, so that none wait."""
+        with suppress(OSError):
+            while True:
+                self._socket.accept()[0].close()
 
     def close(self) -> None:
         """This process may end now without being missed."""
@@ -67,21 +83,24 @@ class Door:
 class Doors:
     """Knocks at the doors of ranks on other machines of which nothing is heard.
 
+    Rank 0 knocks at all of them; of another machine only the first rank does, at rank 0's, and the
+    others look whether that one has ended.
+
     Args:
         ranks: all of the job.
         addresses: of their doors, by rank.
         mine: this rank.
-        watched: the ranks to knock at.
     """
 
-    def __init__(
-        self, ranks: list[RankProcess], addresses: list[Address], mine: int, watched: range
-    ) -> None:
+    def __init__(self, ranks: list[RankProcess], addresses: list[Address], mine: int) -> None:
         self._ranks, self._addresses = ranks, addresses
-        place = ranks[mine].place
-        self._watched = [one for one in watched if ranks[one].place != place]
-        self._knocked: dict[int, float] = {}
-        self._misses: dict[int, int] = {}
+        here = [one for one in ranks if one.place == ranks[mine].place]
+        watched = ranks[1:] if mine == 0 else ranks[:1]
+        self._watched = [one.rank for one in watched if one.place != ranks[mine].place]
+        self._speaker = here[0] if here[0].rank != mine else None
+        self._next_knock: dict[str, float] = {}
+        self._wait_seconds: dict[str, float] = {}
+        self._misses: dict[str, int] = {}
         self._usable: bool | None = None
 
     def find(self, silent_seconds: list[float], statuses: list[Status]) -> Finding | None:
@@ -93,39 +112,71 @@ class Doors:
         """
         if not self._watched:
             return None
-        if self._usable is None:
+        if self._usable is None and self._speaker is None:
             self._usable = self._all_open(statuses)
         broken = any(status.broken for status in statuses)
         limit = _SILENT_AFTER_AN_ERROR_SECONDS if broken else _SILENT_SECONDS
-        silent = [
-            one
-            for one in self._watched
-            if self._usable and statuses[one].end is None and silent_seconds[one] > limit
-        ]
-        closed = [one for one in silent if self._answer(one) == "closed"]
-        if closed:
-            return find_end(self._ranks, [Status(gone=closed), *statuses[1:]])
-        places = {self._ranks[one].place for one in silent if self._misses.get(one, 0) >= _KNOCKS}
-        gone = [one for one in self._ranks if one.place in places]
+        silent: dict[str, list[int]] = {}
+        for one in self._watched:
+            if statuses[one].end is None and silent_seconds[one] > limit:
+                silent.setdefault(self._ranks[one].place, []).append(one)
+        for place in [*self._misses, *self._wait_seconds]:
+            if place not in silent:  # heard of again
+                self._misses.pop(place, None)
+                self._wait_seconds.pop(place, None)
+        if self._speaker is not None:
+            lost = {place for place in silent if not self._speaker.process.lives()}
+        elif self._usable:
+            if closed := self._closed(silent):
+                seen = replace(statuses[0], gone=closed)
+                return find_end(self._ranks, [seen, *statuses[1:]])
+            lost = {place for place in silent if self._misses.get(place, 0) >= _KNOCKS}
+        else:
+            return None
+        gone = [one for one in self._ranks if one.place in lost]
         return _cut_off(gone, statuses, max(silent_seconds)) if gone else None
 
     def _all_open(self, statuses: list[Status]) -> bool:
         """A firewall may be in the way; then silence proves nothing. One door of each machine."""
         alive = {self._ranks[one].place: one for one in self._watched if not statuses[one].end}
-        return all(self._addresses[one].knock() == "open" for one in alive.values())
+        answers = self._knock(list(alive.values()))
+        shut = [self._ranks[one] for one, answer in answers.items() if answer != "open"]
+        if shut:
+            port = self._addresses[shut[0].rank].port
+            print(
+                f"warning: {shut[0]} cannot be reached at its port {port}: a machine that dies "
+                "will be noticed only after health.timeout_seconds. Let the machines reach each "
+                "other at all ports.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return not shut
 
-    def _answer(self, one: int) -> Answer:
-        """One knock every few seconds; one that gets none counts for its whole machine."""
+    def _closed(self, silent: dict[str, list[int]]) -> list[int]:
+        """Ranks that ended; notes the machines that gave no answer."""
         now = time.monotonic()
-        if now - self._knocked.get(one, -_KNOCK_SECONDS) < _KNOCK_SECONDS:
-            return "open"
-        answer = self._addresses[one].knock()
-        place = self._ranks[one].place
-        for other in self._watched if answer == "none" else [one]:
-            if self._ranks[other].place == place:
-                self._knocked[other] = time.monotonic()
-                self._misses[other] = self._misses.get(other, 0) + 1 if answer == "none" else 0
-        return answer
+        due = [place for place in silent if now >= self._next_knock.get(place, 0.0)]
+        firsts = self._knock([silent[place][0] for place in due])
+        alive = []
+        for place, answer in zip(due, firsts.values(), strict=True):
+            if answer == "none":
+                self._misses[place] = self._misses.get(place, 0) + 1
+                self._wait_seconds[place] = _KNOCK_SECONDS
+            else:
+                self._misses[place] = 0
+                alive += silent[place][1:]
+                # The longer it lives without a word, the less often: a stopped one opens to nobody.
+                self._wait_seconds[place] = 2 * self._wait_seconds.get(place, _KNOCK_SECONDS / 2)
+            self._next_knock[place] = time.monotonic() + self._wait_seconds[place]
+        answers = firsts | self._knock(alive)
+        return sorted(one for one, answer in answers.items() if answer == "closed")
+
+    def _knock(self, ranks: list[int]) -> dict[int, Answer]:
+        if not ranks:
+            return {}
+        with ThreadPoolExecutor(min(_AT_ONCE, len(ranks))) as pool:
+            answers = pool.map(Address.knock, [self._addresses[one] for one in ranks])
+            return dict(zip(ranks, answers, strict=True))
 
 
 def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
 from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
@@ -35,9 +35,9 @@ def verify_together(corpus: Corpus) -> None:
                 "Copy one dataset to every machine, or put it on a disk that all share.",
             ),
         )
-        raise UserError(*faults)
+        raise agreed(UserError(*faults))
     if any(part for _, part in found):
-        raise UserError(*(fault for _, part in found for fault in part))
+        raise agreed(UserError(*(fault for _, part in found for fault in part)))
 
 
 def check_dtype(plan: RunPlan) -> None:

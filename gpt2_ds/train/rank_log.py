@@ -36,7 +36,7 @@ def keep_log(run_dir: Path, rank: int) -> None:
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    lock = threading.Lock()
+    lock = threading.RLock()  # a destructor may print while this thread does
     prefix = f"rank {rank} {platform.node()}"
     terminals = [sys.stdout, sys.stderr]
     if rank != 0:
@@ -61,7 +61,13 @@ class _Both(io.TextIOBase):
     """Writes each line to the log, with time and rank before it, and to the terminal."""
 
     def __init__(
-        self, log: TextIO, terminal: TextIO, lock: threading.Lock, prefix: str, *, errors_only: bool
+        self,
+        log: TextIO,
+        terminal: TextIO,
+        lock: threading.RLock,
+        prefix: str,
+        *,
+        errors_only: bool,
     ) -> None:
         self._log, self._terminal, self._lock = log, terminal, lock
         self._prefix, self._errors_only = prefix, errors_only

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED
+from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.train.doors import Door, Doors
 from gpt2_ds.train.rank_status import (
     DUMPED,
@@ -36,6 +36,7 @@ _DEAD_GRACE_SECONDS = 3.0
 _FAILED_GRACE_SECONDS = 6.0
 _WHAT_HAPPENED_SECONDS = 4.0
 _HEARD_SECONDS = 3.0
+_PRINT_SECONDS = 2.0
 _FINDING = "finding"
 
 
@@ -50,8 +51,7 @@ class Watchdog:
     - Nothing is heard of a rank, or a main thread marks nothing, for `timeout_seconds`. All ranks
       write the stacks of all threads into logs/ and end; a stopped one of the same host is woken.
 
-    Time is that of this process: when the whole machine or job was suspended, the count begins
-    anew.
+    When the whole machine or job was suspended, the count begins anew.
 
     Args:
         run_dir: of the run.
@@ -75,17 +75,15 @@ class Watchdog:
         self._door = Door()
         mine = (RankProcess.of_this_process(self._rank), port, self._door.address)
         everyone = [mine] * world_size
-        dist.all_gather_object(everyone, mine)
+        # Not NCCL: its first use, where a wrong network hangs, is to be watched.
+        dist.all_gather_object(everyone, mine, group=host_group())
         self._ranks = [process for process, _, _ in everyone]
-        watched = range(1, world_size) if self._rank == 0 else range(1)
-        self._doors = Doors(self._ranks, [one[2] for one in everyone], self._rank, watched)
+        self._doors = Doors(self._ranks, [one[2] for one in everyone], self._rank)
         if self._rank != 0:
             self._store = open_store(everyone[0][1])
         self._store.set_timeout(_NO_TIMEOUT)
-        place = mine[0].place
-        self._neighbours = [
-            one for one in self._ranks if one.place == place and one.rank != self._rank
-        ]
+        here = [one for one in self._ranks if one.place == mine[0].place]
+        self._neighbours = [one for one in here if one.rank != self._rank]
         self._mark = (0, 0, "starting", time.monotonic())
         self._statuses = [Status()] * world_size
         self._count_anew(time.monotonic())
@@ -236,17 +234,17 @@ class Watchdog:
             self._wake.set()
             time.sleep(0.05)
 
-    # The thread that judges. It never waits for another process.
+    # The thread that judges; it waits for no other process, but for a knock at rank 0's door.
 
     def _watch(self) -> None:
         while not self._left.wait(_PERIOD_SECONDS):
             now = self._now()
+            self._door.send_away()
             gone = [one.rank for one in self._neighbours if not one.process.lives()]
             if gone != self._gone:
                 self._gone = gone
                 self._wake.set()
-            if self._finding is None:
-                self._finding = self._look(now)
+            self._finding = self._finding or self._look(now)
             if self._finding is not None:
                 self._wake.set()
                 return self._end_job(self._finding)
@@ -272,10 +270,9 @@ class Watchdog:
         if finding.kind == "hang":
             return self._end_hang(finding)
         grace = _DEAD_GRACE_SECONDS if finding.kind == "dead" else _FAILED_GRACE_SECONDS
-        if self._left.wait(grace) or self._told:
-            return  # the main thread ends this process, and says why
-        self._print(finding, finding.sentence)
-        os._exit(EXIT_RUN_FAILED)
+        if not self._left.wait(grace) and not self._told:  # else the main thread ends, and says why
+            self._print(finding, finding.sentence)
+            os._exit(EXIT_RUN_FAILED)
 
     def _end_hang(self, finding: Finding) -> None:
         self._stacks.dump(str(self._ranks[self._rank]))
@@ -296,5 +293,8 @@ class Watchdog:
         """Once: on the lowest rank that is not the culprit."""
         others = [one.rank for one in self._ranks if one.rank not in finding.ranks]
         if self._rank == min(others, default=0):
-            with suppress(OSError, ValueError):
-                print(f"error: {text}", file=sys.stderr, flush=True)
+            # From a thread: the main one may wait for a disk, and hold what printing needs.
+            words, where = [f"error: {text}"], {"file": sys.stderr, "flush": True}
+            printing = threading.Thread(target=print, args=words, kwargs=where, daemon=True)
+            printing.start()
+            printing.join(_PRINT_SECONDS)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gpt2_ds.config import errors
-from gpt2_ds.config.errors import Fault, RunError, UserError, exit_code_of, nearest, user_error
+from gpt2_ds.config.errors import (
+    Fault,
+    RunError,
+    UserError,
+    agreed,
+    exit_code_of,
+    nearest,
+    user_error,
+)
 
 
 def test_a_fault_is_file_key_what_fix() -> None:
@@ -70,6 +78,26 @@ def test_another_rank_speaks_only_if_it_outlives_rank_0(
     assert exit_code_of(command) == code  # type: ignore[arg-type]
     assert naps == [4.0]  # in which a launcher ends it, if rank 0 found the same
     assert capfd.readouterr().err.startswith("error (rank 3): ")
+
+
+@pytest.mark.parametrize("rank, said", [("0", "error: together\n"), ("3", "")])
+@pytest.mark.parametrize("kind", [UserError, RunError])
+def test_what_all_ranks_agreed_on_is_said_once(
+    naps: list[float],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
+    rank: str,
+    said: str,
+) -> None:
+    error = RunError("together") if kind is RunError else UserError(Fault("together", "", ""))
+
+    def together() -> int:
+        raise agreed(error)
+
+    monkeypatch.setenv("RANK", rank)
+    assert exit_code_of(together) == (1 if kind is RunError else 2)
+    assert capfd.readouterr().err.replace(": . ", "") == said
 
 
 def test_a_bug_keeps_its_traceback(naps: list[float]) -> None:

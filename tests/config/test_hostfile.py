@@ -238,16 +238,16 @@ def test_every_bad_line_of_an_environment_file_is_named(tmp_path: Path) -> None:
     faults = [str(fault) for fault in faults_of(lambda: check_environment_file(path))]
     ends = "which DeepSpeed ends at. Write NAME=value, or delete it."
     run = (
-        "which is no variable; a remote shell would run it. "
+        "names no variable before the =; a remote shell would run the line. "
         "Write NAME=value, or delete it: the file knows no comments."
     )
     assert faults == [
         f"{path}:2: is an empty line, {ends}",
         f"{path}:3: is a line without =, {ends}",
-        f"{path}:4: names '# C', {run}",
-        f"{path}:5: names 'export D', {run}",
-        f"{path}:6: names 'x;id;', {run}",
-        f"{path}:7: names '', {run}",
+        f"{path}:4: {run}",
+        f"{path}:5: {run}",
+        f"{path}:6: {run}",
+        f"{path}:7: {run}",
     ]
 
 

@@ -60,8 +60,18 @@ def test_a_word_that_would_arrive_changed_is_named(tmp_path: Path) -> None:
     told = describe_nodes(hostfile, ["launch/train.py", "--set", "run.name=$HOME"])
     assert told.splitlines()[-1] == (
         "warning: the shell of a node would change 'run.name=$HOME': deepspeed quotes a word only "
-        "with spaces in it, and only by double quotes. Put it into a recipe file."
+        "with spaces in it, and only by double quotes. Put it into a recipe file, or the project "
+        "into another folder."
     )
+
+
+def test_a_folder_with_a_space_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my project").mkdir()
+    monkeypatch.chdir(tmp_path / "my project")
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("alpha slots=2\n")
+    told = describe_nodes(hostfile, ["launch/train.py"]).splitlines()[-1]
+    assert told.startswith(f"warning: the shell of a node would change '{tmp_path}/my project': ")
 
 
 @settings(max_examples=150, deadline=None)

@@ -37,14 +37,14 @@ def test_each_device_is_the_one_that_ip_names() -> None:
 
 def test_gloo_is_told_only_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAME, raising=False)
-    name_gloo_device({"a": "127.0.0.1"}, "a")
+    name_gloo_device(["127.0.0.1"], "127.0.0.1")
     assert NAME not in os.environ
-    name_gloo_device({"a": "192.0.2.9", "b": "127.0.0.1"}, "a")  # an address that no device has
+    name_gloo_device(["192.0.2.9", "127.0.0.1"], "192.0.2.9")  # an address that no device has
     assert NAME not in os.environ
-    name_gloo_device({"a": "127.0.0.1", "b": "127.0.0.1"}, "a")
+    name_gloo_device(["127.0.0.1", "127.0.0.2"], "127.0.0.1")
     assert os.environ[NAME] == "lo"
     monkeypatch.setenv(NAME, "eth7")
-    name_gloo_device({"a": "127.0.0.1", "b": "127.0.0.1"}, "a")
+    name_gloo_device(["127.0.0.1", "127.0.0.2"], "127.0.0.1")
     assert os.environ[NAME] == "eth7"
 
 
@@ -60,12 +60,12 @@ def test_the_machine_that_the_master_names_looks_towards_another(
         return "127.0.0.1"
 
     monkeypatch.setattr("gpt2_ds.parallel.network_device.address_towards", towards)
-    name_gloo_device({"a": "127.0.1.1", "b": "10.0.0.2"}, "a")
+    name_gloo_device(["127.0.1.1", "10.0.0.2"], "127.0.1.1")
     assert (asked, os.environ[NAME]) == (["10.0.0.2"], "lo")
 
 
 def test_no_way_to_the_others_leaves_gloo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAME, raising=False)
-    name_gloo_device({"a": "127.0.1.1", "b": "no-such-host.invalid"}, "a")
+    name_gloo_device(["127.0.1.1", "no-such-host.invalid"], "127.0.1.1")
     assert NAME not in os.environ
     assert socket.if_nameindex()

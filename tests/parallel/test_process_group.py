@@ -218,3 +218,20 @@ def test_the_compiler_is_not_imported_for_an_optimizer_that_is_not_used() -> Non
     process = start(_COMPILER)
     out, error = process.communicate(timeout=90)
     assert out == "False False function\n", error
+
+
+_LIMITS = """
+import resource, sys
+from gpt2_ds.parallel.process_group import _raise_file_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+_raise_file_limit()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    "now, most, then", [("256", "2000", "2000 2000"), ("500", "500", "500 500")]
+)
+def test_a_rank_may_open_as_many_files_as_it_is_let(now: str, most: str, then: str) -> None:
+    out, error = start(_LIMITS, now, most).communicate(timeout=90)
+    assert out.strip() == then, error

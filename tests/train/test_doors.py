@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 
+from gpt2_ds.config.process import Process
 from gpt2_ds.train import doors
 from gpt2_ds.train.doors import Address, Answer, Door, Doors
 from gpt2_ds.train.rank_status import RankProcess, Status
@@ -65,13 +66,13 @@ GOING = Status(beat=9, step=7, marks=2, doing="averaging")
 class Town:
     """Doors whose answers the test gives."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, mine: int, watched: range) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mine: int = 0) -> None:
         self.answers: dict[int, Answer] = dict.fromkeys(range(4), "open")
         self.knocks: list[int] = []
         monkeypatch.setattr(doors, "_KNOCK_SECONDS", 0.0)
         monkeypatch.setattr(Address, "knock", lambda address: self._knock(address))
         addresses = [Address("a", rank) for rank in range(4)]
-        self.doors = Doors(RANKS, addresses, mine, watched)
+        self.doors = Doors(RANKS, addresses, mine)
 
     def _knock(self, address: Address) -> Answer:
         self.knocks.append(address.port)
@@ -83,14 +84,14 @@ FIRST = [3]
 
 
 def test_whoever_is_heard_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+    town = Town(monkeypatch)
     for _ in range(3):
         assert town.doors.find([0.0, 99.0, 9.0, 9.0], [GOING] * 4) is None
     assert town.knocks == FIRST  # rank 1 is of this machine: its process is looked at
 
 
 def test_a_closed_door_is_a_dead_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+    town = Town(monkeypatch)
     assert town.doors.find([0.0] * 4, [GOING] * 4) is None
     town.answers[2] = "closed"
     assert town.doors.find([0.0, 0.0, 2.0, 2.0], [GOING] * 4) is None
@@ -104,7 +105,7 @@ def test_a_closed_door_is_a_dead_process(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_knocks_without_an_answer_are_a_dead_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+    town = Town(monkeypatch)
     assert town.doors.find([0.0] * 4, [GOING] * 4) is None
     town.answers = dict.fromkeys(range(4), "none")
     assert town.doors.find([0.0, 0.0, 11.0, 3.0], [GOING] * 4) is None
@@ -120,7 +121,7 @@ def test_two_knocks_without_an_answer_are_a_dead_machine(monkeypatch: pytest.Mon
 
 
 def test_an_answer_in_between_forgives(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+    town = Town(monkeypatch)
     silent = [0.0, 0.0, 11.0, 0.0]
     assert town.doors.find(silent, [GOING] * 4) is None
     for answer in ("none", "open", "none", "open"):
@@ -128,16 +129,30 @@ def test_an_answer_in_between_forgives(monkeypatch: pytest.MonkeyPatch) -> None:
         assert town.doors.find(silent, [GOING] * 4) is None
 
 
-def test_behind_a_firewall_silence_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+def test_whoever_is_heard_in_between_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(monkeypatch)
+    assert town.doors.find([0.0] * 4, [GOING] * 4) is None
+    town.answers = dict.fromkeys(range(4), "none")
+    for silent in (11.0, 0.0, 11.0, 0.0):
+        assert town.doors.find([0.0, 0.0, silent, silent], [GOING] * 4) is None
+
+
+def test_behind_a_firewall_silence_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = Town(monkeypatch)
     town.answers = dict.fromkeys(range(4), "none")
     for _ in range(5):
         assert town.doors.find([0.0, 0.0, 99.0, 99.0], [GOING] * 4) is None
     assert town.knocks == FIRST
+    said = capsys.readouterr().err
+    assert said.startswith("warning: rank 3 on b (pid ")
+    assert "cannot be reached at its port 3: a machine that dies will be noticed only after" in said
+    assert said.count("warning") == 1
 
 
 def test_a_rank_that_has_left_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+    town = Town(monkeypatch)
     assert town.doors.find([0.0] * 4, [GOING] * 4) is None
     town.answers = dict.fromkeys(range(4), "closed")
     left = replace(GOING, end="left")
@@ -145,7 +160,7 @@ def test_a_rank_that_has_left_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_others_knock_at_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 2, range(1))
+    town = Town(monkeypatch, 2)
     assert town.doors.find([0.0] * 4, [GOING] * 4) is None
     town.answers = dict.fromkeys(range(4), "none")
     for expected in (None, [0, 1]):
@@ -154,8 +169,50 @@ def test_the_others_knock_at_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert town.knocks == [0, 0, 0]
 
 
+def test_of_a_machine_one_rank_knocks_and_the_others_look_at_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = Process.find(child.pid)
+    assert process is not None
+    ranks = [*RANKS[:2], replace(RANKS[2], process=process), RANKS[3]]
+    town = Town(monkeypatch, 3)
+    third = Doors(ranks, [Address("a", rank) for rank in range(4)], 3)
+    silent = [20.0, 0.0, 0.0, 0.0]
+    assert third.find(silent, [GOING] * 4) is None
+    child.communicate()
+    assert third.find([0.0] * 4, [GOING] * 4) is None
+    found = third.find(silent, [GOING] * 4)
+    assert found is not None
+    assert (found.kind, found.ranks) == ("dead", [0, 1])
+    assert town.knocks == []
+
+
+def test_a_stopped_process_is_knocked_at_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    town, now = Town(monkeypatch, 2), 0.0
+    monkeypatch.setattr(doors, "_KNOCK_SECONDS", 3.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(1800):
+        now += 1.0
+        assert town.doors.find([60.0, 0.0, 0.0, 0.0], [GOING] * 4) is None
+    assert 8 <= len(town.knocks) <= 12
+
+
+def test_nobody_waits_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(doors, "_BACKLOG", 2)
+    monkeypatch.setattr(doors, "_KNOCK_SECONDS", 0.2)
+    door = Door()
+    for _ in range(20):
+        assert door.address.knock() == "open"
+        door.send_away()
+    assert [door.address.knock() for _ in range(5)][-1] == "none"
+    door.close()
+    door.send_away()
+
+
 def test_knocks_are_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town(monkeypatch, 0, range(1, 4))
+    town = Town(monkeypatch)
     assert town.doors.find([0.0] * 4, [GOING] * 4) is None
     monkeypatch.setattr(doors, "_KNOCK_SECONDS", 0.3)
     town.answers = dict.fromkeys(range(4), "none")
@@ -170,5 +227,5 @@ def test_on_one_machine_there_are_no_doors_to_knock_at(monkeypatch: pytest.Monke
     ranks = [replace(one, place="a") for one in RANKS]
     door = Door()
     door.close()
-    alone = Doors(ranks, [door.address] * 4, 0, range(1, 4))
+    alone = Doors(ranks, [door.address] * 4, 0)
     assert alone.find([99.0] * 4, [replace(GOING, broken=True)] * 4) is None

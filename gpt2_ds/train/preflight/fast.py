@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from gpt2_ds.config.errors import UserError, user_error
-from gpt2_ds.config.launcher import rank, world_size
+from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
+from gpt2_ds.config.hostfile import check_environment_file, environment_files
+from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.parallel.process_group import local_device
@@ -61,10 +62,22 @@ def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) 
         if world_size() > 1:
             checks.append(run_folder(plan.run_dir))
     if bad := [check.fault() for check in checks if check.verdict is Verdict.FAILED]:
-        raise UserError(*bad)
-    for check in checks:
-        if check.verdict is Verdict.WARNING and rank() == 0:
-            print(f"warning: {check.fault()}", file=sys.stderr, flush=True)
+        raise agreed(UserError(*bad))
+    if rank() == 0:
+        faults = [check.fault() for check in checks if check.verdict is Verdict.WARNING]
+        for fault in [*faults, *_sent()]:
+            print(f"warning: {fault}", file=sys.stderr, flush=True)
+
+
+def _sent() -> list[Fault]:
+    """What DeepSpeed has sent to other machines and should not have."""
+    faults: list[Fault] = []
+    for path in environment_files() if nodes() > 1 else []:
+        try:
+            check_environment_file(path)
+        except UserError as error:
+            faults.extend(error.faults)
+    return faults
 
 
 def compare(facts: Sequence[RankFacts], plan: RunPlan) -> list[Check]:

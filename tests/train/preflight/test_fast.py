@@ -135,3 +135,20 @@ def test_another_recipe_template_or_code_is_another(
         seen.add(rank_facts._sources())
     rank_facts._sources.cache_clear()
     assert len(seen) == 3
+
+
+def test_what_deepspeed_should_not_have_sent_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DS_ENV_FILE", raising=False)
+    (tmp_path / ".deepspeed_env").write_text("HF_TOKEN=abc123\n")
+    plan = small_plan("data/x", tmp_path / "run")
+    fast_checks(plan, "")
+    assert capfd.readouterr().err == ""  # on one machine nothing is sent
+    monkeypatch.setattr(fast, "nodes", lambda: 2)
+    fast_checks(plan, "")
+    said = capfd.readouterr().err
+    assert said.startswith(f"warning: {tmp_path}/.deepspeed_env:1: sends HF_TOKEN, which looks")
+    assert "abc123" not in said
