@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
 from gpt2_ds.config.recipe import AnySchedule, Recipe, Schedule
-from gpt2_ds.config.yaml_document import parse_yaml, read_text
+from gpt2_ds.config.yaml_document import parse_yaml, read_text, scalar
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes floats so that `parse_yaml` and any YAML reader give the same number back."""
+    """Writes floats and text so that `parse_yaml` and any YAML reader give the same back."""
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -261,7 +261,14 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # 0E0 is text for PyYAML, which leaves it bare, and a number for `parse_yaml`.
+    style = None if isinstance(scalar(value), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 _PlainDumper.add_representer(float, _represent_float)
+_PlainDumper.add_representer(str, _represent_text)
 
 
 def dump_recipe(recipe: Recipe) -> str:

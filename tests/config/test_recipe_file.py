@@ -441,6 +441,15 @@ def test_a_dumped_recipe_is_the_same_recipe(recipe: Recipe) -> None:
         assert load_recipe(path).recipe == recipe
 
 
+@pytest.mark.parametrize("text", ["0E0", "6e-4", "1_000", "7", "true", "null", "~", "", "x: y"])
+def test_text_that_looks_like_something_else_stays_text(text: str, tmp_path: Path) -> None:
+    values = small_values()
+    values["evaluation"]["sample_prompt"] = text
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(Recipe.model_validate(values)), encoding="utf-8")
+    assert load_recipe(path).recipe.evaluation.sample_prompt == text
+
+
 def test_a_dump_holds_every_key() -> None:
     recipe = Recipe.model_validate(small_values())
     text = dump_recipe(recipe)
