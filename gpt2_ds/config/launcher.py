@@ -14,7 +14,9 @@ from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.hostfile import ancestors
 from gpt2_ds.config.process import program_of
 
-_MASTER_PORT = "29500"  # deepspeed's own
+MASTER_PORT = "29500"
+"""Where the ranks meet unless another is given; deepspeed's own."""
+
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's: batch scripts and interactive shells are above
 
 
@@ -63,7 +65,7 @@ def _check_meeting_place(launcher: str, fix: str) -> None:
     if not os.environ.get("MASTER_ADDR"):
         what = f"is not set, and {launcher} started {world_size()} ranks, which meet there"
         raise user_error("MASTER_ADDR", what, fix)
-    os.environ.setdefault("MASTER_PORT", _MASTER_PORT)
+    os.environ.setdefault("MASTER_PORT", MASTER_PORT)
 
 
 def _check_tasks(tasks_here: list[int]) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2_ds.config.hostfile import read_hostfile
+from gpt2_ds.config.launcher import MASTER_PORT
 
-_MASTER_PORT = 29500  # deepspeed's own
 _OURS = ("--hostfile", "--dry-run")
 # What a shell acts on within double quotes, and what it acts on without; pdsh acts on %h, %n, %u.
 _ACTIVE_QUOTED = re.compile(r"[$`\\\n]|%[hnu%]")
@@ -69,7 +69,7 @@ def node_command(hosts: dict[str, int], node: int, words: Sequence[str]) -> str:
         f"--world_info={base64.urlsafe_b64encode(json.dumps(world).encode()).decode()}",
         f"--node_rank={node}",
         f"--master_addr={next(iter(hosts))}",
-        f"--master_port={_MASTER_PORT}",
+        f"--master_port={MASTER_PORT}",
         *words,
     ]
     return f"cd {shlex.quote(str(Path.cwd()))}; {shlex.join(command)}"

@@ -36,7 +36,7 @@ class RankFacts:
         node: the first rank of that machine: two machines may have one name.
         node_ranks: ranks on that machine.
         versions: of Python and the packages that must be the same everywhere.
-        commit: of this project, and whether files differ from it.
+        commit: of this project, and whether files differ from it; of a machine's first rank only.
         sources: sha256 over this project's code.
         recipe: sha256 over recipe, template and what follows from them.
         data: fingerprint of the dataset; empty: none was opened.
@@ -86,7 +86,7 @@ class RankFacts:
             node=ranks.start,
             node_ranks=len(ranks),
             versions=versions(),
-            commit=git_commit(),
+            commit=git_commit() if rank() == ranks.start else "",
             sources=_sources(),
             recipe=_of_plan(plan),
             data=data,
