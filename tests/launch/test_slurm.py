@@ -120,7 +120,8 @@ def test_stopped_before_the_time_limit_requeued_and_gone_on(
     assert 3 <= stopped_at < 60
     nodes.run("scontrol", "update", f"JobId={number}", "TimeLimit=10", "StartTime=now")
     job = end_of(nodes, number, output)
-    assert (job["JobState"], job["Restarts"], job["BatchHost"]) == ("COMPLETED", "1", "n1")
+    ended = (job["JobState"], job["Restarts"], job["BatchHost"])
+    assert ended == ("COMPLETED", "1", "n1"), said(output) + nodes.logs()
     assert f"going on after step {stopped_at}" in said(output)
     assert "Traceback" not in said(output)
 

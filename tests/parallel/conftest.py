@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.parallel.test_process_group import end_all_started
 from tests.parallel.trained_checkpoints import SOURCES, write_all
 from tests.ranks import run_ranks
+
+
+@pytest.fixture(autouse=True)
+def nothing_started_is_left() -> Iterator[None]:
+    yield
+    end_all_started()
 
 
 @pytest.fixture(scope="session")

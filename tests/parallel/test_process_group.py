@@ -26,10 +26,13 @@ _LAUNCHER = {
 }
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """A fresh Python with nothing of a launcher but what is given."""
+    """A fresh Python with nothing of a launcher but what is given; ends with the test."""
     own = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
         cwd=REPOSITORY,
         env=own | environment,
@@ -37,6 +40,17 @@ def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
     )
+    _started.append(process)
+    return process
+
+
+def end_all_started() -> None:
+    """Also when a test fails: a process or pipe left open would be the next test's warning."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        if process.stdout and not process.stdout.closed:
+            process.communicate()
 
 
 def start_two(code: str, *arguments: str, **environment: str) -> list[subprocess.Popen[str]]:
