@@ -46,7 +46,7 @@ class UserError(Exception):
         faults: every mistake found, so that all can be mended at once.
     """
 
-    agreed = False
+    said_by_rank_0 = False
 
     def __init__(self, *faults: Fault) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -56,18 +56,29 @@ class UserError(Exception):
 class RunError(Exception):
     """The run itself failed in a way that is understood. Exit code 1, no traceback."""
 
-    agreed = False
+    said_by_rank_0 = False
 
 
 def agreed(error: AnyError) -> AnyError:
     """Mark an error that every rank raises at the same place: rank 0 alone prints it."""
-    error.agreed = True
+    error.said_by_rank_0 = True
     return error
 
 
 def user_error(where: str, what: str, fix: str) -> UserError:
     """A `UserError` with a single fault."""
     return UserError(Fault(where, what, fix))
+
+
+def faults_of(*checks: Callable[[], object]) -> list[Fault]:
+    """Every mistake that some checks find; each of them raises `UserError` or returns."""
+    faults: list[Fault] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            faults.extend(error.faults)
+    return faults
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -98,12 +109,10 @@ def exit_code_of(command: Callable[[], int]) -> int:
     """
     try:
         return command()
-    except UserError as error:
-        lines, code = [str(fault) for fault in error.faults], EXIT_WRONG_INPUT
-        said_by_rank_0 = error.agreed
-    except RunError as error:
-        lines, code = [str(error)], EXIT_RUN_FAILED
-        said_by_rank_0 = error.agreed
+    except (UserError, RunError) as error:
+        lines = [str(error)] if isinstance(error, RunError) else [*map(str, error.faults)]
+        code = EXIT_RUN_FAILED if isinstance(error, RunError) else EXIT_WRONG_INPUT
+        said_by_rank_0 = error.said_by_rank_0
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(_OTHER_RANKS_WAIT_SECONDS)

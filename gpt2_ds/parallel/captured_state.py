@@ -19,6 +19,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from gpt2_ds.config.launcher import local_world_size
+from gpt2_ds.parallel.host_memory import free_memory
 
 _MEMORY_SHARE = 0.8
 
@@ -116,23 +117,6 @@ def fits_in_memory(state: Any, buffers: Buffers) -> bool:
     """Whether every rank of this machine can copy so much, and the steps that go on have room."""
     fresh = bytes_of(state) - buffers.free_bytes()
     return fresh * local_world_size() < _MEMORY_SHARE * free_memory()
-
-
-def free_memory() -> int:
-    """Bytes of host memory that can be taken: of the machine, or of the container if fewer."""
-    with Path("/proc/meminfo").open(encoding="ascii") as lines:
-        free = (
-            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        )
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        statistics = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").split()
-        # Files that were read stay in memory until it is needed.
-        used -= int(statistics[statistics.index("inactive_file") + 1])
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
 def copy_state(value: Any, buffers: Buffers | None = None) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
-from collections.abc import Callable
 from functools import partial
 
-from gpt2_ds.config.errors import EXIT_DONE, Fault, UserError, user_error
+from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of, user_error
 from gpt2_ds.config.hostfile import (
     check_environment_file,
     check_sent_variables,
@@ -57,17 +56,11 @@ def check_hosts(args: Namespace) -> int:
 def _read(args: Namespace) -> dict[str, int]:
     """The hosts and their slots; every mistake of all files at once."""
     hosts: dict[str, int] = {}
-    faults: list[Fault] = []
-    looks: list[Callable[[], None]] = [
+    faults = faults_of(
         lambda: hosts.update(read_hostfile(args.hostfile)),
         *(partial(check_environment_file, path) for path in environment_files()),
         check_sent_variables,
-    ]
-    for look in looks:
-        try:
-            look()
-        except UserError as error:
-            faults.extend(error.faults)
+    )
     if faults:
         raise UserError(*faults)
     return hosts

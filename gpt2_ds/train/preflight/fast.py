@@ -6,10 +6,11 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
+from gpt2_ds.config.errors import UserError, agreed, faults_of, user_error
 from gpt2_ds.config.hostfile import check_environment_file, environment_files
 from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
@@ -65,19 +66,10 @@ def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) 
         raise agreed(UserError(*bad))
     if rank() == 0:
         faults = [check.fault() for check in checks if check.verdict is Verdict.WARNING]
-        for fault in [*faults, *_sent()]:
+        # What DeepSpeed has sent to other machines, and should not have.
+        sent = environment_files() if nodes() > 1 else []
+        for fault in [*faults, *faults_of(*(partial(check_environment_file, one) for one in sent))]:
             print(f"warning: {fault}", file=sys.stderr, flush=True)
-
-
-def _sent() -> list[Fault]:
-    """What DeepSpeed has sent to other machines and should not have."""
-    faults: list[Fault] = []
-    for path in environment_files() if nodes() > 1 else []:
-        try:
-            check_environment_file(path)
-        except UserError as error:
-            faults.extend(error.faults)
-    return faults
 
 
 def compare(facts: Sequence[RankFacts], plan: RunPlan) -> list[Check]:

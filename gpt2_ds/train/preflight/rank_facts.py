@@ -15,15 +15,12 @@ import torch
 
 from gpt2_ds.config.launcher import local_ranks, rank
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.parallel.host_memory import free_memory, total_memory
 from gpt2_ds.parallel.process_group import local_device
 from gpt2_ds.train.run_directory import git_commit, package_versions
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _MUST_BE_EQUAL = ("torch", "deepspeed", "numpy")
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,6 @@ class RankFacts:
             plan: of the run.
             data: the dataset's fingerprint.
         """
-        total, free = _host_memory()
         on_gpu = local_device().type == "cuda"
         free_device, device = torch.cuda.mem_get_info() if on_gpu else (0, 0)
         ranks = local_ranks()
@@ -93,8 +89,8 @@ class RankFacts:
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             devices=torch.cuda.device_count() if on_gpu else 0,
             cores=len(os.sched_getaffinity(0)),
-            memory_bytes=total,
-            free_memory_bytes=free,
+            memory_bytes=total_memory(),
+            free_memory_bytes=free_memory(),
             device_memory_bytes=device,
             free_device_memory_bytes=free_device,
             shm_bytes=_shm_bytes(),
@@ -120,20 +116,6 @@ def _sources() -> str:
 def _of_plan(plan: RunPlan) -> str:
     values = [plan.recipe.model_dump(), plan.template.model_dump(), plan.last_step]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _host_memory() -> tuple[int, int]:
-    """Bytes of this machine, or of its container where that has less; and the free ones."""
-    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
-    meminfo = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
-    total, free = meminfo["MemTotal"], meminfo["MemAvailable"]
-    for path in _CGROUP_LIMITS:
-        try:
-            limit = int(path.read_text())
-        except (OSError, ValueError):  # another kind of container, or "max"
-            continue
-        total = min(total, limit)
-    return total, min(total, free)
 
 
 def _shm_bytes() -> int:

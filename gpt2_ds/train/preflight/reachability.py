@@ -94,27 +94,18 @@ def _reach_one(host: str, ssh: Ssh) -> Check:
 
 def _settings(host: str, ssh: Ssh) -> dict[str, str]:
     """What ssh's configuration says of a host, by key; empty when it cannot be read."""
-    try:
-        done = subprocess.run(
-            ssh.resolve_command(host),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=_LOGIN_SECONDS,
-        )
-    except subprocess.TimeoutExpired:  # a `Match exec` of the user's
+    done = _run(ssh.resolve_command(host))
+    if done is None:  # a `Match exec` of the user's
         return {}
     pairs = [line.partition(" ") for line in done.stdout.splitlines()]
     return {key: value for key, _, value in pairs}
 
 
-def _log_in(host: str, ssh: Ssh, where: str) -> Check:
-    name = f"host {host}"
-    by_hand = shlex.join(["ssh", *ssh._port_words(), host])
+def _run(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """What it printed, without a keyboard; None when it did not end in time."""
     try:
-        done = subprocess.run(
-            ssh.login_command(host),
+        return subprocess.run(
+            command,
             capture_output=True,
             text=True,
             errors="replace",
@@ -122,6 +113,14 @@ def _log_in(host: str, ssh: Ssh, where: str) -> Check:
             timeout=_LOGIN_SECONDS,
         )
     except subprocess.TimeoutExpired:
+        return None
+
+
+def _log_in(host: str, ssh: Ssh, where: str) -> Check:
+    name = f"host {host}"
+    by_hand = shlex.join(["ssh", *ssh._port_words(), host])
+    done = _run(ssh.login_command(host))
+    if done is None:
         fix = f"Type {by_hand}, and see where it stops."
         return failed(name, f"{where}: ssh did not end within {_LOGIN_SECONDS:.0f} s", fix)
     if done.returncode == 0:

@@ -101,19 +101,6 @@ def test_a_rank_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     check_own_device()
 
 
-def test_a_container_has_what_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, limit = small_plan("data/x", tmp_path), tmp_path / "memory.max"
-    monkeypatch.setattr(rank_facts, "_CGROUP_LIMITS", (limit, tmp_path / "none"))
-    meminfo = Path("/proc/meminfo").read_text().split()
-    whole = int(meminfo[meminfo.index("MemTotal:") + 1]) * 1024
-    assert RankFacts.here(plan, "").memory_bytes == whole
-    limit.write_text("max\n")
-    assert RankFacts.here(plan, "").memory_bytes == whole
-    limit.write_text("1000000\n")
-    facts = RankFacts.here(plan, "")
-    assert (facts.memory_bytes, facts.free_memory_bytes) == (1_000_000, 1_000_000)
-
-
 def test_another_recipe_template_or_code_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
