@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
+from gpt2_ds.config.batch_faults import batch_faults
+from gpt2_ds.config.batches import Batches, ramp_is_sound, step_ends_near, steps_until
 from gpt2_ds.config.errors import Fault, UserError
+from gpt2_ds.config.numbers import divisors, few, near_multiples, round_up
 from gpt2_ds.config.recipe import ConstantSchedule, Recipe, WarmupStableDecaySchedule
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from gpt2_ds.config.sources import source_faults
@@ -23,9 +25,10 @@ class Derived:
 
     Args:
         world_size: processes. All of them are data-parallel: dp_world_size equals it.
-        global_batch_size: sequences of one optimizer step, over all ranks.
-        gradient_accumulation_steps: micro-steps of one optimizer step, per rank.
+        global_batch_size: sequences of one (full) optimizer step, over all ranks.
+        gradient_accumulation_steps: micro-steps of one (full) optimizer step, per rank.
         steps: optimizer steps of the whole run.
+        batches: which step takes how many sequences; all the full batch, but for a ramp.
         vocab_size: tokens of the tokenizer.
         padded_vocab_size: rows of the embedding.
         n_parameters: trained numbers, the padded rows included.
@@ -37,29 +40,11 @@ class Derived:
     global_batch_size: int
     gradient_accumulation_steps: int
     steps: int
+    batches: Batches
     vocab_size: int
     padded_vocab_size: int
     n_parameters: int
     evaluation_windows: int
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending; above 10^12 only those up to 10^6 and their counterparts.
-
-    >>> divisors(12)
-    [1, 2, 3, 4, 6, 12]
-    """
-    low = [d for d in range(1, min(isqrt(number), 10**6) + 1) if number % d == 0]
-    return low + [number // d for d in reversed(low) if d * d != number]
-
-
-def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is not below `number`.
-
-    >>> round_up(50257, 64)
-    50304
-    """
-    return -(-number // multiple) * multiple
 
 
 def count_parameters(
@@ -102,17 +87,6 @@ def vocabulary_size(loaded: LoadedRecipe) -> int:
     raise UserError(Fault(loaded.where("tokenizer.name"), f"{name!r} {what}", fix))
 
 
-def _near_multiples(value: int, of: int, least: int = 1) -> str:
-    """The multiples on both sides of `value` that are not below `least`."""
-    below, above = value // of * of, round_up(max(value + 1, least), of)
-    return f"{below} or {above}" if below >= least else str(above)
-
-
-def _few(values: list[int], limit: int = 24) -> str:
-    text = ", ".join(map(str, values[:limit]))
-    return text if len(values) <= limit else f"{text}, ... {values[-1]}"
-
-
 def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
     """Everything that follows, for so many processes.
 
@@ -122,7 +96,7 @@ def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
     recipe = loaded.recipe
     faults = [
         *_model_faults(loaded),
-        *_batch_faults(loaded, world_size),
+        *batch_faults(loaded, world_size),
         *_length_faults(loaded),
         *source_faults(loaded),
     ]
@@ -133,6 +107,8 @@ def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
     if faults:
         raise UserError(*faults)
     model, batch = recipe.model, recipe.batch
+    steps = steps_until(batch, recipe.schedule.total_tokens)
+    assert steps is not None  # _length_faults
     rows = round_up(vocab_size, model.pad_vocab_to_multiple_of)
     global_batch_size = batch.global_batch_tokens // recipe.data.seq_length
     return Derived(
@@ -140,7 +116,8 @@ def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
         dp_world_size=world_size,
         global_batch_size=global_batch_size,
         gradient_accumulation_steps=global_batch_size // (batch.micro_batch_size * world_size),
-        steps=recipe.schedule.total_tokens // batch.global_batch_tokens,
+        steps=steps,
+        batches=Batches.share(batch, recipe.data.seq_length, world_size),
         vocab_size=vocab_size,
         padded_vocab_size=rows,
         n_parameters=count_parameters(
@@ -159,7 +136,7 @@ def _model_faults(loaded: LoadedRecipe) -> list[Fault]:
             Fault(
                 loaded.where("model.n_head"),
                 f"{model.n_head} heads do not divide n_embd {model.n_embd}",
-                f"Values that work: {_few(fitting)}.",
+                f"Values that work: {few(fitting)}.",
             )
         )
     if data.seq_length > model.n_positions:
@@ -183,48 +160,10 @@ def _model_faults(loaded: LoadedRecipe) -> list[Fault]:
             Fault(
                 loaded.where("evaluation.tokens"),
                 f"{recipe.evaluation.tokens} is no multiple of data.seq_length {data.seq_length}",
-                f"Nearest: {_near_multiples(recipe.evaluation.tokens, data.seq_length)}.",
+                f"Nearest: {near_multiples(recipe.evaluation.tokens, data.seq_length)}.",
             )
         )
     return faults
-
-
-def _batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
-    tokens, size = loaded.recipe.batch.global_batch_tokens, loaded.recipe.batch.micro_batch_size
-    seq_length = loaded.recipe.data.seq_length
-    nearest = _near_multiples(tokens, seq_length * size * world_size)
-    if tokens % seq_length:
-        return [
-            Fault(
-                loaded.where("batch.global_batch_tokens"),
-                f"{tokens} is no multiple of data.seq_length {seq_length}",
-                f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
-            )
-        ]
-    global_batch_size = tokens // seq_length
-    if global_batch_size % world_size:
-        fitting = divisors(global_batch_size // size) if global_batch_size % size == 0 else []
-        return [
-            Fault(
-                loaded.where("batch.global_batch_tokens"),
-                f"{tokens} tokens are {global_batch_size} sequences of {seq_length}, which "
-                f"{world_size} ranks cannot share evenly",
-                f"World sizes that work: {_few(fitting)}."
-                if fitting
-                else f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
-            )
-        ]
-    per_rank = global_batch_size // world_size
-    if per_rank % size:
-        return [
-            Fault(
-                loaded.where("batch.micro_batch_size"),
-                f"{size} does not divide the {per_rank} sequences of each of {world_size} ranks "
-                f"({tokens} tokens / {seq_length} / {world_size})",
-                f"Values that work: {_few(divisors(per_rank))}.",
-            )
-        ]
-    return []
 
 
 def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
@@ -244,14 +183,16 @@ def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
                     f"Set it to at most {recipe.optimizer.lr}.",
                 )
             )
-    if schedule.total_tokens % tokens:
-        last_mark = max(mark for _, mark in marks)
-        nearest = _near_multiples(schedule.total_tokens, tokens, least=max(1, last_mark))
+    if ramp_is_sound(recipe.batch) and steps_until(recipe.batch, schedule.total_tokens) is None:
+        least = max(1, *(mark for _, mark in marks))
+        ends = step_ends_near(recipe.batch, schedule.total_tokens, least)
+        after = ", after the ramp," if recipe.batch.ramp else ""
         faults.append(
             Fault(
                 loaded.where("schedule.total_tokens"),
-                f"{schedule.total_tokens} is no multiple of batch.global_batch_tokens {tokens}",
-                f"Nearest: {nearest}.",
+                f"{schedule.total_tokens} is{after} no multiple of batch.global_batch_tokens "
+                f"{tokens}",
+                f"Nearest: {' or '.join(map(str, ends))}.",
             )
         )
     marks.append(("total_tokens", schedule.total_tokens))

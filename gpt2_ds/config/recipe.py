@@ -88,8 +88,7 @@ class PhaseSection(Section):
     """From a point of the run on, other weights."""
 
     from_tokens: Positive
-    """Tokens seen when the phase begins; a multiple of batch.global_batch_tokens. A run that has
-    not come so far may get new phases, or other ones."""
+    """Tokens seen when the phase begins, at the end of a step. What has not begun may change."""
     weights: dict[str, NotNegativeFloat]
     """By the name of the source: as data.sources.NAME.weight."""
 
@@ -122,13 +121,26 @@ class DataSection(Section):
     """Streamed shards never fill more of cache_path than this many times 10^9 bytes."""
 
 
+class RampSection(Section):
+    """Smaller batches at the beginning, in stairs; the learning rate does not see them."""
+
+    start_tokens: Positive
+    """Tokens of the first optimizer steps."""
+    increment_tokens: Positive
+    """What each stair adds; a whole number of them leads to batch.global_batch_tokens."""
+    length_tokens: Positive
+    """Tokens seen when the batch is full; each stair takes an equal share, in whole steps."""
+
+
 class BatchSection(Section):
     """How many tokens an update sees. The accumulation follows from it and the world size."""
 
     global_batch_tokens: Positive
     """Tokens of one optimizer step, over all ranks."""
     micro_batch_size: Positive
-    """Sequences of one forward pass of one rank. Changes only memory and speed."""
+    """Sequences of a forward pass of one rank; fewer where a stair of the ramp has too few."""
+    ramp: RampSection | None = None
+    """Not set: every step has global_batch_tokens."""
 
 
 class OptimizerSection(Section):
@@ -152,7 +164,7 @@ class Schedule(Section):
     """What the learning-rate schedules share. All lengths are tokens seen since the start."""
 
     total_tokens: Positive
-    """Length of the run; a multiple of batch.global_batch_tokens."""
+    """Length of the run; after the ramp, a multiple of batch.global_batch_tokens."""
     warmup_tokens: NotNegative
     """The learning rate rises linearly until here, above zero from the first step."""
 
@@ -201,7 +213,7 @@ class PrecisionSection(Section):
     grad_accum_dtype: Literal["fp32", "same"] = "fp32"
     """Format in which micro-steps' gradients add up; `same`: as dtype (less memory, less exact)."""
     initial_loss_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
-    """fp16 only: the dynamic loss scale starts at two to this power."""
+    """fp16: the dynamic loss scale starts at two to this power."""
 
 
 class ActivationCheckpointingSection(Section):
@@ -217,8 +229,7 @@ class EvaluationSection(Section):
     interval_steps: Positive
     """Steps between validations; the last step always validates."""
     tokens: Positive
-    """Tokens of the validation split that are read each time, always the same ones; a multiple of
-    data.seq_length."""
+    """Of the validation split, the same ones each time; a multiple of data.seq_length."""
     sample_prompt: str = ""
     """Text that is continued after each validation; empty: end-of-text alone."""
     sample_tokens: NotNegative = 0

@@ -145,7 +145,12 @@ def describe(plan: RunPlan) -> str:
     rows += [
         (key, f"{value:,}" if isinstance(value, int) else str(value), "derived")
         for key, value in asdict(plan.derived).items()
+        if key != "batches"
     ]
+    if len(plan.derived.batches.levels) > 1:
+        *smaller, full = plan.derived.batches.levels
+        words = f"{len(smaller)} smaller ones, the full one from step {full.first_step:,}"
+        rows.append(("batches", words, "derived"))
     default = default_run_dir(plan.loaded)
     origin = "from the recipe's name" if plan.run_dir == default else "--run-dir"
     rows += [("run_dir", str(plan.run_dir), origin)]

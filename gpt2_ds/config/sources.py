@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gpt2_ds.config.batches import ramp_is_sound, step_ends_near, steps_until
 from gpt2_ds.config.errors import Fault, nearest
 from gpt2_ds.config.recipe_file import LoadedRecipe
 
@@ -47,7 +48,7 @@ def _weight_faults(where: str, weights: Mapping[str, float]) -> list[Fault]:
 
 
 def _phase_faults(loaded: LoadedRecipe) -> list[Fault]:
-    data, step_tokens = loaded.recipe.data, loaded.recipe.batch.global_batch_tokens
+    data, batch = loaded.recipe.data, loaded.recipe.batch
     names = list(data.sources or {})
     faults = []
     before = 0
@@ -60,11 +61,12 @@ def _phase_faults(loaded: LoadedRecipe) -> list[Fault]:
         if phase.from_tokens <= before:
             what = f"from_tokens {phase.from_tokens} is not above {before}, of the one before"
             faults.append(Fault(where, what, "Put the phases in order."))
-        if phase.from_tokens % step_tokens:
-            below = phase.from_tokens // step_tokens * step_tokens
-            what = f"from_tokens {phase.from_tokens} is no multiple of batch.global_batch_tokens "
-            fix = f"Nearest: {f'{below} or ' if below else ''}{below + step_tokens}."
-            faults.append(Fault(where, f"{what}{step_tokens}", fix))
+        if ramp_is_sound(batch) and steps_until(batch, phase.from_tokens) is None:
+            after = ", after the ramp," if batch.ramp else ""
+            what = f"from_tokens {phase.from_tokens} is{after} no multiple of "
+            what += f"batch.global_batch_tokens {batch.global_batch_tokens}"
+            ends = step_ends_near(batch, phase.from_tokens)
+            faults.append(Fault(where, what, f"Nearest: {' or '.join(map(str, ends))}."))
         before = phase.from_tokens
         for name in sorted(phase.weights.keys() - set(names)):
             what = f"{name!r} is no source of data.sources"

@@ -11,8 +11,8 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.numbers import divisors
 from gpt2_ds.data.order import rank_sample_ids
 from gpt2_ds.data.samples import Samples, require_windows
 from gpt2_ds.data.split import Split, Tokens

@@ -23,8 +23,8 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.config.derive import divisors
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.numbers import divisors
 
 ROUNDS = 8
 _POWERS_OF_4 = np.uint64(4) ** np.arange(1, 32, dtype=np.uint64)

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gpt2_ds.config.batches import Batches, Level
 from gpt2_ds.config.derive import (
     Derived,
     count_parameters,
@@ -201,6 +202,7 @@ def test_the_small_recipe(tmp_path: Path) -> None:
         global_batch_size=16,
         gradient_accumulation_steps=2,
         steps=10,
+        batches=Batches((Level(1, 0, 16, 2, 2),)),
         vocab_size=257,
         padded_vocab_size=320,
         n_parameters=320 * 64 + 64 * 64 + 2 * (12 * 64**2 + 13 * 64) + 2 * 64,

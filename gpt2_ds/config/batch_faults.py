@@ -1,0 +1,96 @@
+"""What must be true of the batch and its ramp, for so many ranks."""
+
+from __future__ import annotations
+
+from math import gcd
+
+from gpt2_ds.config.batches import ramp_is_sound
+from gpt2_ds.config.errors import Fault
+from gpt2_ds.config.numbers import divisors, few, near_multiples
+from gpt2_ds.config.recipe_file import LoadedRecipe
+
+
+def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
+    """What is wrong with `batch`, for so many processes."""
+    tokens, size = loaded.recipe.batch.global_batch_tokens, loaded.recipe.batch.micro_batch_size
+    seq_length = loaded.recipe.data.seq_length
+    nearest = near_multiples(tokens, seq_length * size * world_size)
+    if tokens % seq_length:
+        return [
+            Fault(
+                loaded.where("batch.global_batch_tokens"),
+                f"{tokens} is no multiple of data.seq_length {seq_length}",
+                f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
+            )
+        ]
+    global_batch_size = tokens // seq_length
+    if global_batch_size % world_size:
+        fitting = divisors(global_batch_size // size) if global_batch_size % size == 0 else []
+        return [
+            Fault(
+                loaded.where("batch.global_batch_tokens"),
+                f"{tokens} tokens are {global_batch_size} sequences of {seq_length}, which "
+                f"{world_size} ranks cannot share evenly",
+                f"World sizes that work: {few(fitting)}."
+                if fitting
+                else f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
+            )
+        ]
+    per_rank = global_batch_size // world_size
+    if per_rank % size:
+        return [
+            Fault(
+                loaded.where("batch.micro_batch_size"),
+                f"{size} does not divide the {per_rank} sequences of each of {world_size} ranks "
+                f"({tokens} tokens / {seq_length} / {world_size})",
+                f"Values that work: {few(divisors(per_rank))}.",
+            )
+        ]
+    return _ramp_faults(loaded, world_size)
+
+
+def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
+    """Of a ramp up to a full batch that fits."""
+    batch, seq_length = loaded.recipe.batch, loaded.recipe.data.seq_length
+    ramp, full = batch.ramp, batch.global_batch_tokens
+    if ramp is None:
+        return []
+    faults = []
+    for key, tokens in (("start", ramp.start_tokens), ("increment", ramp.increment_tokens)):
+        where = loaded.where(f"batch.ramp.{key}_tokens")
+        if tokens % seq_length:
+            what = f"{tokens} is no multiple of data.seq_length {seq_length}"
+            fix = f"Nearest: {near_multiples(tokens, seq_length * world_size)}."
+            faults.append(Fault(where, what, fix))
+        elif tokens % (seq_length * world_size):
+            what = (
+                f"{tokens} tokens are {tokens // seq_length} sequences of {seq_length}, which "
+                f"{world_size} ranks cannot share evenly"
+            )
+            common = gcd(ramp.start_tokens, ramp.increment_tokens)
+            fitting = divisors(common // seq_length) if common % seq_length == 0 else []
+            fix = f"Nearest: {near_multiples(tokens, seq_length * world_size)}."
+            if fitting:
+                fix += f" Or world sizes that work: {few(fitting)}."
+            faults.append(Fault(where, what, fix))
+    if ramp.start_tokens >= full:
+        fix = "Set it lower, or remove batch.ramp."
+        what = f"{ramp.start_tokens} is not below batch.global_batch_tokens {full}"
+        faults.append(Fault(loaded.where("batch.ramp.start_tokens"), what, fix))
+    elif not ramp_is_sound(batch):
+        what = (
+            f"no whole number of {ramp.increment_tokens} leads from {ramp.start_tokens} to "
+            f"batch.global_batch_tokens {full}"
+        )
+        fitting = [
+            each
+            for each in divisors(full - ramp.start_tokens)
+            if each % (seq_length * world_size) == 0
+        ]
+        fix = f"Values that work: {few(fitting)}." if fitting else "Change one of the three."
+        faults.append(Fault(loaded.where("batch.ramp.increment_tokens"), what, fix))
+    if ramp.length_tokens > loaded.recipe.schedule.total_tokens:
+        what = f"{ramp.length_tokens} is above schedule.total_tokens"
+        fix = f"Set it to at most {loaded.recipe.schedule.total_tokens}."
+        faults.append(Fault(loaded.where("batch.ramp.length_tokens"), what, fix))
+    return faults

@@ -1,0 +1,36 @@
+"""Whole numbers that divide, and how a message names them."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending; above 10^12 only those up to 10^6 and their counterparts.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    low = [d for d in range(1, min(isqrt(number), 10**6) + 1) if number % d == 0]
+    return low + [number // d for d in reversed(low) if d * d != number]
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `number`.
+
+    >>> round_up(50257, 64)
+    50304
+    """
+    return -(-number // multiple) * multiple
+
+
+def near_multiples(value: int, of: int, least: int = 1) -> str:
+    """The multiples on both sides of `value` that are not below `least`."""
+    below, above = value // of * of, round_up(max(value + 1, least), of)
+    return f"{below} or {above}" if below >= least else str(above)
+
+
+def few(values: list[int], limit: int = 24) -> str:
+    """All of them for a message, or the first ones and the last."""
+    text = ", ".join(map(str, values[:limit]))
+    return text if len(values) <= limit else f"{text}, ... {values[-1]}"

@@ -1,0 +1,30 @@
+"""The commands of `launch/plan.py`: each has its words and its work in a module of its own."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpt2_ds.plan import show
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of them.
+
+    Args:
+        text: what --help says in a line.
+        add_arguments: adds its words to its parser.
+        do: does it, and returns the exit code.
+    """
+
+    text: str
+    add_arguments: Callable[[ArgumentParser], None]
+    do: Callable[[Namespace], int]
+
+
+COMMANDS = {
+    "show": Command("every value of a recipe, and where it is from", show.add_arguments, show.show),
+}
+"""By name, in the order of --help."""

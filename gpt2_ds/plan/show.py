@@ -1,0 +1,41 @@
+"""`plan.py show`: a recipe with all that follows from it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from gpt2_ds.config.errors import EXIT_DONE
+from gpt2_ds.config.run_plan import RunPlan, describe, resolve_run
+
+
+def add_recipe_arguments(parser: ArgumentParser) -> None:
+    """The words that name a recipe; the same for every command, and as in launch/train.py."""
+    add = parser.add_argument
+    add("--recipe", type=Path, required=True, help="file of recipes/")
+    add("--template", type=Path, metavar="FILE", help="file of ds_configs/ (the recipe's)")
+    text = "another value for a key of the recipe; may be given several times"
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=text)
+
+
+def planned(args: Namespace, world_size: int) -> RunPlan:
+    """The run that the words name, on so many ranks.
+
+    Raises:
+        UserError: as `resolve_run`.
+    """
+    return resolve_run(
+        args.recipe, world_size=world_size, template_file=args.template, overrides=args.set
+    )
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Of `show`."""
+    add_recipe_arguments(parser)
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks of the job (1)")
+
+
+def show(args: Namespace) -> int:
+    """Print what `launch/train.py --dry-run` prints."""
+    print(describe(planned(args, args.gpus)))
+    return EXIT_DONE

@@ -1,0 +1,34 @@
+"""A run on paper, before money is spent on it: no device, no network.
+
+examples:
+  python launch/plan.py show --recipe recipes/gpt2_124m.yaml --gpus 8
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt2_ds.config.errors import exit_code_of
+from gpt2_ds.plan import commands
+
+
+def arguments() -> argparse.Namespace:
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=__doc__, **form)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in commands.COMMANDS.items():
+        verb = verbs.add_parser(name, help=command.text, description=__doc__, **form)
+        verb.set_defaults(do=command.do)
+        command.add_arguments(verb)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    return options.do(options)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
