@@ -22,6 +22,7 @@ def free_port() -> int:
 
 
 def _main(task: bytes, environment: dict[str, str], folder: Path) -> None:
+    os.environ.clear()
     os.environ |= environment
     warnings.simplefilter("ignore")  # DeepSpeed's and torch.distributed's own
     from gpt2_ds.parallel.process_group import join, leave
@@ -55,6 +56,7 @@ def run_ranks(
     processes = []
     for rank in range(world_size):
         environment = {
+            **os.environ,  # as it is now: a fork would have what it was when the server began
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(world_size),

@@ -35,7 +35,7 @@ class TokenLoader:
     Args:
         samples: what to read, in which order.
         global_batch_size: sequences an optimizer step, all ranks.
-        micro_batch_size: B, sequences a batch, this rank.
+        micro_batch_size: B, sequences a batch, this rank; may be set to another between batches.
         rank: 0..world_size-1, among the data-parallel processes.
         world_size: the number of data-parallel processes.
         samples_seen: sequences all ranks have been trained on before; a whole number of steps.
@@ -69,8 +69,9 @@ class TokenLoader:
         reading = _Reading(samples, micro_batch_size, samples_seen, rank, world_size)
         self._reading = reading
         self._queue: queue.Queue[Chunk | Exception] = queue.Queue(maxsize=prefetch)
-        self._micro_batch_size = micro_batch_size
-        self._chunk: Iterator[torch.Tensor] = iter(())
+        self.micro_batch_size = micro_batch_size
+        self._pieces: Iterator[torch.Tensor] = iter(())
+        self._rest = torch.empty(0)
         stop = threading.Event()
         # The current CUDA device belongs to a thread: without it, pinning opens device 0.
         device = torch.cuda.current_device() if pin_memory else None
@@ -104,16 +105,28 @@ class TokenLoader:
         """
         if not self._close.alive:
             raise RuntimeError("the TokenLoader is closed")
-        batch = next(self._chunk, None)
-        if batch is None:
+        parts, wanted = list[torch.Tensor](), self.micro_batch_size
+        while wanted:
+            if not len(self._rest):
+                self._rest = self._next_piece()
+            parts.append(self._rest[:wanted])
+            self._rest = self._rest[wanted:]
+            wanted -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _next_piece(self) -> torch.Tensor:
+        """Samples that follow those handed out: (n, T + 1) int64."""
+        piece = next(self._pieces, None)
+        while piece is None:
             if self._failure is None:
                 item = self._queue.get()
                 if not isinstance(item, Exception):
-                    self._chunk = _batches(item, self._micro_batch_size)
-                    return next(self._chunk)
+                    self._pieces = _pieces(item, self.micro_batch_size)
+                    piece = next(self._pieces)
+                    continue
                 self._failure = item
             raise self._failure
-        return batch
+        return piece
 
     def close(self) -> None:
         """End the thread; may be called twice."""
@@ -162,15 +175,14 @@ class _Reading:
         return tokens
 
 
-def _batches(chunk: Chunk, micro_batch_size: int) -> Iterator[torch.Tensor]:
-    """The micro-batches of a chunk, int64."""
+def _pieces(chunk: Chunk, micro_batch_size: int) -> Iterator[torch.Tensor]:
+    """A chunk in parts, int64, each of whole micro-batches."""
     if isinstance(chunk, torch.Tensor):
-        yield from torch.split(chunk, micro_batch_size)
+        yield chunk
         return
     rows = micro_batch_size * max(1, PIECE_TOKENS // (micro_batch_size * chunk.shape[1]))
     for start in range(0, len(chunk), rows):
-        piece = torch.from_numpy(chunk[start : start + rows].astype(np.int64))
-        yield from torch.split(piece, micro_batch_size)
+        yield torch.from_numpy(chunk[start : start + rows].astype(np.int64))
 
 
 def _read_ahead(

@@ -11,7 +11,6 @@ from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.inspection import Report
-from gpt2_ds.data.order import rank_sample_ids
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.data.skipped import read_skipped
 
@@ -50,8 +49,8 @@ def step_samples(plan: RunPlan, step: int, n_characters: int) -> Iterator[str]:
         )
     corpus = Corpus.open(plan.recipe.data, plan.loaded.where)
     samples = corpus.samples(plan.recipe.seed, read_skipped(plan.run_dir))
-    size = plan.derived.global_batch_size
-    positions = rank_sample_ids((step - 1) * size, size, rank=0, world_size=1)
+    batches = plan.derived.batches
+    positions = np.arange(batches.samples_after(step - 1), batches.samples_after(step))
     ids, (sources, windows) = samples.skipped.samples(positions), samples.locate(positions)
     eot_token = corpus.tokenizer.eot_token
     for sample, source, window in zip(

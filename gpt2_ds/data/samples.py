@@ -60,15 +60,14 @@ class Samples:
             for split, name in zip(splits, names, strict=True)
         ]
 
-    def samples_of_step(self, step: int, global_batch_size: int) -> tuple[int, int]:
-        """The numbers of an optimizer step's samples: the first, and one behind the last.
+    def numbers(self, start: int, end: int) -> tuple[int, int]:
+        """The numbers of the samples at some positions of training: the first, one behind the last.
 
         Args:
-            step: 1 is the first.
-            global_batch_size: sequences an optimizer step, all ranks.
+            start: the first position, as an optimizer step begins there.
+            end: one behind the last; above `start`.
         """
-        end = step * global_batch_size
-        return self.skipped.sample(end - global_batch_size), self.skipped.sample(end - 1) + 1
+        return self.skipped.sample(start), self.skipped.sample(end - 1) + 1
 
     def locate(self, positions: Array) -> tuple[Array, Array]:
         """Where the sample at each position of training is.

@@ -12,6 +12,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
+from gpt2_ds.config.batches import Level
 from gpt2_ds.config.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.process_group import local_device
@@ -106,6 +107,22 @@ def build_engine(
     if compile_model:
         engine.compile()
     return engine
+
+
+def set_batch(engine: DeepSpeedEngine, batch: Level) -> None:
+    """The sizes of the next optimizer step; call it before its first micro-step.
+
+    DeepSpeed's own `set_train_batch_size` (0.19.8) leaves its count of micro-steps as it is, so
+    that the next update would come too early or late, and its optimizer's copy of the accumulation
+    steps.
+    """
+    config: Any = engine._config
+    config.train_batch_size = batch.global_batch_size
+    config.train_micro_batch_size_per_gpu = batch.micro_batch_size
+    config.gradient_accumulation_steps = batch.gradient_accumulation_steps
+    engine.micro_steps = 0
+    if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+        engine.optimizer.gradient_accumulation_steps = batch.gradient_accumulation_steps
 
 
 def set_learning_rate(engine: DeepSpeedEngine, learning_rate: float) -> None:

@@ -118,8 +118,10 @@ class Health:
         Raises:
             RunError: too many updates in a row were left out; what was saved is complete.
         """
-        size = self._plan.derived.global_batch_size
-        first, end = self._samples.samples_of_step(step, size)
+        batches = self._plan.derived.batches
+        first, end = self._samples.numbers(
+            batches.samples_after(step - 1), batches.samples_after(step)
+        )
         batch = f"samples {first}:{end}"
         if update.faulty:
             norm = update.gradient_norm
@@ -140,5 +142,6 @@ class Health:
         return interval > 0 and step % interval == 0
 
     def _note(self, event: Event, step: int, reason: str) -> None:
-        tokens = step * self._plan.recipe.batch.global_batch_tokens
+        samples_seen = self._plan.derived.batches.samples_after(step)
+        tokens = samples_seen * self._plan.recipe.data.seq_length
         self._ledger.write(event, step=step, tokens_seen=tokens, reason=reason)

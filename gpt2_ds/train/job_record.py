@@ -67,10 +67,12 @@ def note_end(plan: RunPlan, end: Progress, ledger: Ledger, reasons: str, owed: b
 def headline(plan: RunPlan, step: int) -> str:
     """What is about to be trained, in a line."""
     derived, zero = plan.derived, plan.template.zero_optimization.stage
+    from_tokens = plan.recipe.batch.ramp and plan.recipe.batch.ramp.start_tokens
+    ramp = f"{from_tokens:,} to " if from_tokens else ""
     begin = f"going on after step {step}" if step else "from step 1"
     return (
         f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {derived.steps:,} steps of "
-        f"{plan.recipe.batch.global_batch_tokens:,} tokens ({derived.world_size} ranks x "
+        f"{ramp}{plan.recipe.batch.global_batch_tokens:,} tokens ({derived.world_size} ranks x "
         f"{plan.recipe.batch.micro_batch_size} sequences x {derived.gradient_accumulation_steps} "
         f"micro-steps), ZeRO stage {zero}, {plan.recipe.precision.dtype}, on {device_title()}; "
         f"{begin}"

@@ -16,7 +16,7 @@ from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.evaluation.loss import window_loss
 from gpt2_ds.parallel.agreement import totals
-from gpt2_ds.parallel.engine import set_learning_rate
+from gpt2_ds.parallel.engine import set_batch, set_learning_rate
 from gpt2_ds.parallel.update import Update, apply_update
 from gpt2_ds.train.checkpoint import Checkpoints, Progress
 from gpt2_ds.train.health import Health
@@ -86,7 +86,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
         step = progress.step + 1
         taken = take_step(run, progress)
         skipped = progress.skipped_updates + taken.update.faulty
-        progress = Progress(step, step * plan.derived.global_batch_size, skipped)
+        progress = Progress(step, plan.derived.batches.samples_after(step), skipped)
         metrics.step_done()
         if step == start.step + 1:
             say(start_up_words())
@@ -117,8 +117,11 @@ def train_steps(run: Run, start: Progress) -> Progress:
 def take_step(run: Run, done: Progress) -> Step:
     """One optimizer step: micro-steps, an agreement of all ranks, the update."""
     recipe, engine, health = run.plan.recipe, run.engine, run.health
-    accumulation = run.plan.derived.gradient_accumulation_steps
-    step, samples_seen = done.step + 1, done.samples_seen + run.plan.derived.global_batch_size
+    step, batches = done.step + 1, run.plan.derived.batches
+    batch = batches.of_step(step)
+    samples_seen, accumulation = batches.samples_after(step), batch.gradient_accumulation_steps
+    set_batch(engine, batch)
+    run.loader.micro_batch_size = batch.micro_batch_size
     rate = learning_rate(
         recipe.schedule, recipe.optimizer.lr, samples_seen * recipe.data.seq_length
     )

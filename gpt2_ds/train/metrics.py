@@ -37,7 +37,6 @@ class Metrics:
     def __init__(self, plan: RunPlan, engine: Any) -> None:
         recipe, derived = plan.recipe, plan.derived
         self._plan, self._engine = plan, engine
-        self._batch_tokens = recipe.batch.global_batch_tokens
         self._flops = flops_per_token(
             derived.n_parameters,
             recipe.model.n_layer,
@@ -113,13 +112,16 @@ class Metrics:
         longest_wait, peak_memory = worst.tolist()  # waits for the device: the time is complete
         now = time.perf_counter()
         step_seconds = (now - self._since - self._aside) / self._steps
-        tokens_per_second = self._batch_tokens / step_seconds
+        tokens_seen = self._tokens_after(step)
+        tokens = tokens_seen - self._tokens_after(step - self._steps)
+        tokens_per_second = tokens / (step_seconds * self._steps)
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm(self._engine) if norm is None else norm,
             "skipped_updates": skipped_updates,
-            "tokens_seen": step * self._batch_tokens,
+            "global_batch_tokens": tokens_seen - self._tokens_after(step - 1),
+            "tokens_seen": tokens_seen,
             **{f"tokens_seen_{name}": tokens for name, tokens in tokens_by_source.items()},
             "tokens_per_second": tokens_per_second,
             "step_seconds": step_seconds,
@@ -132,7 +134,8 @@ class Metrics:
         }
         self._steps, self._wait, self._aside, self._since = 0, 0.0, 0.0, now
         self._write("train", step, values)
-        left = timedelta(seconds=round(step_seconds * (self._plan.last_step - step)))
+        tokens_left = self._tokens_after(self._plan.last_step) - tokens_seen
+        left = timedelta(seconds=round(tokens_left / tokens_per_second))
         mfu = "" if values["mfu"] is None else f"  mfu {values['mfu']:.3f}"
         skipped = f"  updates left out: {skipped_updates}" if skipped_updates else ""
         say(
@@ -140,6 +143,11 @@ class Metrics:
             f"loss {loss:.4f}  lr {learning_rate:.2e}  "
             f"{tokens_per_second:,.0f} tokens/s{mfu}{skipped}  {left} left"
         )
+
+    def _tokens_after(self, step: int) -> int:
+        """Seen by all ranks after a step."""
+        plan = self._plan
+        return plan.derived.batches.samples_after(step) * plan.recipe.data.seq_length
 
     def log_validation(
         self, step: int, losses: dict[str, float], weights: list[float], seconds: float

@@ -26,7 +26,7 @@ def replay(run: Run, start: Progress, step: int) -> float:
         UserError: no checkpoint before it is left.
         RunError: some rank was asked to stop.
     """
-    plan = run.plan
+    plan, batches = run.plan, run.plan.derived.batches
     if start.step == 0 and step > 1:
         steps = [manifest.step + 1 for _, manifest in complete_checkpoints(plan.run_dir)]
         raise user_error(
@@ -39,10 +39,8 @@ def replay(run: Run, start: Progress, step: int) -> float:
         taken = take_step(run, progress)
         if taken.stop:
             raise RunError(f"--replay {step}: stopped by a signal at step {progress.step + 1}.")
-        progress = Progress(
-            progress.step + 1, progress.samples_seen + plan.derived.global_batch_size
-        )
-    first, end = run.samples.samples_of_step(step, plan.derived.global_batch_size)
+        progress = Progress(progress.step + 1, batches.samples_after(progress.step + 1))
+    first, end = run.samples.numbers(batches.samples_after(step - 1), batches.samples_after(step))
     norm, applied = taken.update.gradient_norm, taken.update.applied
     say(
         f"step {step} again, from step {start.step}: loss {taken.loss:.17g}  gradient norm "

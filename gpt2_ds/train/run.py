@@ -179,11 +179,12 @@ def _train(
         return EXIT_DONE
     began = time.perf_counter()
     with ExitStack() as stack:
+        batch = derived.batches.of_step(start.step + 1)
         loader = stack.enter_context(
             TokenLoader(
                 samples,
-                global_batch_size=derived.global_batch_size,
-                micro_batch_size=recipe.batch.micro_batch_size,
+                global_batch_size=batch.global_batch_size,
+                micro_batch_size=batch.micro_batch_size,
                 rank=rank(),
                 world_size=world_size(),
                 samples_seen=start.samples_seen,
@@ -191,7 +192,7 @@ def _train(
             )
         )
         stack.enter_context(closing(corpus))  # before the loader, which may wait for a download
-        last_sample = plan.last_step * derived.global_batch_size
+        last_sample = derived.batches.samples_after(plan.last_step)
         corpus.follow(
             lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
         )

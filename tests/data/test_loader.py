@@ -114,6 +114,21 @@ def open_loader(split: Split, **changes: Any) -> TokenLoader:
     return TokenLoader(Samples([split], seq_length=T, seed=1), **(given | changes))
 
 
+def test_a_batch_that_grows_reads_the_same_samples(split: Split) -> None:
+    """Sizes that divide neither each other nor what is read ahead."""
+    with open_loader(split) as loader:
+        whole = torch.cat([next(loader) for _ in range(60)])
+    with open_loader(split) as loader:
+        parts = []
+        for size in (1, 1, 3, 2, 5, 5, 7, 40, 6):
+            loader.micro_batch_size = size
+            parts += [next(loader), next(loader)]
+            assert [len(part) for part in parts[-2:]] == [size, size]
+    found = torch.cat(parts)[:120]
+    assert torch.equal(found, whole[: len(found)])
+    assert len(found) == 120
+
+
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "token-loader"]
 

@@ -160,7 +160,7 @@ def test_a_phase_begins_at_its_sample() -> None:
 
 def test_the_samples_of_a_step() -> None:
     samples = sources(0, [(20, 30)])
-    assert [samples.samples_of_step(step, 8) for step in (1, 2, 3, 4)] == [
+    assert [samples.numbers(8 * step, 8 * step + 8) for step in range(4)] == [
         (0, 8),
         (8, 16),
         (16, 34),

@@ -21,10 +21,17 @@ BATCH = (
 )
 
 
-def part_of_a_run(data: Path, run: Path, world_size: int, template: str, until: int) -> None:
+def part_of_a_run(
+    data: Path,
+    run: Path,
+    world_size: int,
+    template: str,
+    until: int,
+    batch: tuple[str, ...] = BATCH,
+) -> None:
     from gpt2_ds.train.run import train
 
-    plan = small_plan(data, run, *BATCH, template=template, world_size=world_size, max_steps=until)
+    plan = small_plan(data, run, *batch, template=template, world_size=world_size, max_steps=until)
     train(plan, small_corpus(data))
 
 

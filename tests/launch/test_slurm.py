@@ -112,7 +112,9 @@ def test_stopped_before_the_time_limit_requeued_and_gone_on(
         for pid in ranks:  # Slurm wakes them itself, before its signal; seen in 22.05
             if signals_waiting(pid) & 1 << (signal.SIGUSR1 - 1):
                 with_no_process(partial(os.kill, pid, signal.SIGCONT))
-        return nodes.state(number) == "PENDING"  # where it stays for two minutes
+        # Where it stays for two minutes. A start before the first one has ended altogether would
+        # take the exit code of the first for its own.
+        return nodes.state(number) == "PENDING" and nodes.idle()
 
     until(back_in_the_queue, lambda: said(output) + nodes.logs())
     assert "goes back into the queue" in said(output)

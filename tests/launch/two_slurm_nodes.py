@@ -87,7 +87,11 @@ class SlurmNodes:
         self._daemon("slurmctld", "-D", "-c")
         self._daemon("slurmd", "-D", "-N", "n1")
         self._daemon("slurmd", "-D", "-N", "n2")
-        self._until(lambda: self.run("sinfo", "-h", "-o", "%T %D") == "idle 2", "both nodes")
+        self._until(self.idle, "both nodes")
+
+    def idle(self) -> bool:
+        """Whether no part of any job is left on either node."""
+        return self.run("sinfo", "-h", "-o", "%T %D") == "idle 2"
 
     def _daemon(self, *command: str) -> None:
         name = "_".join(word for word in command if word.isalnum())

@@ -157,6 +157,7 @@ def test_what_is_reported(tmp_path: Path) -> None:
         "learning_rate",
         "gradient_norm",
         "skipped_updates",
+        "global_batch_tokens",
         "tokens_seen",
         "tokens_per_second",
         "step_seconds",
