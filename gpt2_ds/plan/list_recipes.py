@@ -1,0 +1,108 @@
+"""`plan.py list`: what each recipe trains, and the work that is in it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2_ds.config.derive import count_parameters, derive
+from gpt2_ds.config.errors import EXIT_DONE, nearest, user_error
+from gpt2_ds.config.recipe_file import load_recipe
+from gpt2_ds.plan.flops import PEAK_BF16_FLOPS, flops_per_token, peak_bf16_flops
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+_DAY_SECONDS = 86_400
+_HEAD = ("recipe", "parameters", "unpadded", "tokens", "steps", "FLOPs", "GPU-days")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One recipe.
+
+    Args:
+        name: its file's.
+        n_parameters: trained numbers, the padded rows of the embedding included.
+        n_unpadded: the same without those rows: what papers count.
+        tokens: length of the run.
+        steps: optimizer steps.
+        flops: forward and backward of all tokens; recomputed activations do not count.
+    """
+
+    name: str
+    n_parameters: int
+    n_unpadded: int
+    tokens: int
+    steps: int
+    flops: int
+
+    def gpu_days(self, peak_flops: float, mfu: float) -> float:
+        """On one GPU of so many FLOP/s at best, of which it does this share."""
+        return self.flops / (peak_flops * mfu * _DAY_SECONDS)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Of `list`."""
+    gpus = ", ".join(PEAK_BF16_FLOPS)
+    parser.add_argument("--gpu", default="H100", metavar="NAME", help=f"one of: {gpus} (H100)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of its peak, 0-1 (0.4)")
+
+
+def list_recipes(args: Namespace) -> int:
+    """Print all of recipes/, the smallest first.
+
+    Raises:
+        UserError: a GPU that is not known, a share that is none, or a recipe that is wrong.
+    """
+    peak = peak_bf16_flops(args.gpu)
+    if peak is None:
+        raise user_error(f"--gpu {args.gpu}", "not known", nearest(args.gpu, PEAK_BF16_FLOPS))
+    if not 0 < args.mfu <= 1:
+        raise user_error(f"--mfu {args.mfu}", "is no share of the peak", "Give 0.4, for example.")
+    found = sorted(map(listed, RECIPES.glob("*.yaml")), key=lambda each: each.flops)
+    rows = [_HEAD, *(_row(each, each.gpu_days(peak, args.mfu)) for each in found)]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        right = (f"{cell:>{w}}" for cell, w in zip(cells, wide[1:], strict=True))
+        print("  ".join((f"{name:{wide[0]}}", *right)))
+    print("\nFLOPs: 6 parameters + 12 n_layer n_embd seq_length a token (PaLM, appendix B).")
+    speed = f"{peak / 1e12:g} TFLOP/s in bf16"
+    print(f"GPU-days: on {args.gpu}, {speed}, at an assumed MFU of {args.mfu:g}.")
+    return EXIT_DONE
+
+
+def listed(path: Path) -> Listed:
+    """What follows from a recipe, whatever trains it.
+
+    Raises:
+        UserError: as `load_recipe` and `derive`.
+    """
+    loaded = load_recipe(path)
+    recipe, derived = loaded.recipe, derive(loaded, 1)
+    model, tokens = recipe.model, recipe.schedule.total_tokens
+    a_token = flops_per_token(
+        derived.n_parameters, model.n_layer, model.n_embd, recipe.data.seq_length
+    )
+    tied = model.tie_word_embeddings
+    return Listed(
+        name=loaded.name,
+        n_parameters=derived.n_parameters,
+        n_unpadded=count_parameters(
+            model.n_layer, model.n_embd, model.n_positions, derived.vocab_size, tied
+        ),
+        tokens=tokens,
+        steps=derived.steps,
+        flops=tokens * a_token,
+    )
+
+
+def _row(each: Listed, days: float) -> tuple[str, ...]:
+    return (
+        each.name,
+        f"{each.n_parameters:,}",
+        f"{each.n_unpadded:,}",
+        f"{each.tokens:,}",
+        f"{each.steps:,}",
+        f"{each.flops:.2e}",
+        f"{days:,.0f}" if days >= 100 else f"{days:.2g}" if days >= 0.01 else "< 0.01",
+    )
