@@ -1,7 +1,10 @@
 """A run on paper, before money is spent on it: no device, no network.
 
 examples:
+  python launch/plan.py list --gpu H100 --mfu 0.4
   python launch/plan.py show --recipe recipes/gpt2_124m.yaml --gpus 8
+  python launch/plan.py schedule --recipe recipes/gpt3_1.3b.yaml
+  python launch/plan.py diff gpt3_1.3b paper
 """
 
 import argparse

@@ -36,6 +36,7 @@ def main() -> int:
         overrides=args.set,
         run_dir=args.run_dir,
         max_steps=args.max_steps,
+        twin=args.twin,
     )
     options = StartOptions(args.strict, args.skip_samples, args.replay)
     options.check(plan.derived.steps)

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
 from gpt2_ds.config.recipe import AnySchedule, Recipe, Schedule
+from gpt2_ds.config.twin import twin_values
 from gpt2_ds.config.yaml_document import parse_yaml, read_text, scalar
 
 
@@ -26,18 +27,20 @@ class LoadedRecipe:
     Args:
         recipe: the values.
         file: the file, as the user named it.
-        origins: key path ("model.n_head") to "recipes/x.yaml:12" or "--set"; a key that is absent
-            has its default.
+        origins: key path ("model.n_head") to "recipes/x.yaml:12", "--set" or "--twin"; a key that
+            is absent has its default.
+        twin: it is the small twin of the file's.
     """
 
     recipe: Recipe
     file: str
     origins: dict[str, str]
+    twin: bool = False
 
     @property
     def name(self) -> str:
-        """The recipe's name: the file's, without its ending."""
-        return Path(self.file).stem
+        """The recipe's name: the file's, without its ending; a twin's says so."""
+        return Path(self.file).stem + ("_twin" if self.twin else "")
 
     def where(self, key: str) -> str:
         """How a message names `key`: *file: key*, or *--set: key* for an override."""
@@ -48,12 +51,13 @@ class LoadedRecipe:
         return "--set" if _is_override(key, self.origins) else self.origins.get(key, "default")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, twin: bool = False) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file.
         overrides: `section.key=value` words, each with the same rules as the file.
+        twin: make it small first (`twin_values`); the overrides change the twin.
 
     Raises:
         UserError: every mistake of the file and the overrides at once.
@@ -61,6 +65,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     file = str(path)
     values, lines = parse_yaml(read_text(path, "recipe", ".yaml"), file)
     origins = {".".join(key): f"{file}:{line}" for key, line in lines.items()}
+    if twin:
+        small = twin_values(load_recipe(path).recipe)
+        before = dict(flatten(values))
+        origins |= {
+            key: "--twin" for key, value in flatten(small) if before.get(key, value) != value
+        }
+        values = small
     faults: list[Fault] = []
     for override in overrides:
         try:
@@ -76,7 +87,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
                 faults.append(fault)
     if faults:
         raise UserError(*faults)
-    return LoadedRecipe(recipe, file, origins)
+    return LoadedRecipe(recipe, file, origins, twin)
 
 
 def _apply_override(values: dict[str, Any], origins: dict[str, str], override: str) -> None:

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpt2_ds.plan import show
+from gpt2_ds.plan import diff, list_recipes, schedule, show
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ class Command:
 
 
 COMMANDS = {
+    "list": Command(
+        "all recipes: size, tokens, work, GPU-days",
+        list_recipes.add_arguments,
+        list_recipes.list_recipes,
+    ),
     "show": Command("every value of a recipe, and where it is from", show.add_arguments, show.show),
+    "schedule": Command(
+        "batch and learning rate by tokens and steps", schedule.add_arguments, schedule.schedule
+    ),
+    "diff": Command("where a recipe leaves its paper, and why", diff.add_arguments, diff.diff),
 }
 """By name, in the order of --help."""

@@ -25,7 +25,11 @@ def planned(args: Namespace, world_size: int) -> RunPlan:
         UserError: as `resolve_run`.
     """
     return resolve_run(
-        args.recipe, world_size=world_size, template_file=args.template, overrides=args.set
+        args.recipe,
+        world_size=world_size,
+        template_file=args.template,
+        overrides=args.set,
+        twin=getattr(args, "twin", False),
     )
 
 
@@ -33,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Of `show`."""
     add_recipe_arguments(parser)
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks of the job (1)")
+    parser.add_argument("--twin", action="store_true", help="of the recipe's small twin")
 
 
 def show(args: Namespace) -> int:

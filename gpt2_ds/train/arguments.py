@@ -62,6 +62,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--template", type=Path, help="how to shard it: a file of ds_configs/ (the recipe's own)")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     add("--run-dir", type=Path, help="where the run is written (runs/<recipe name>)")
+    add("--twin", action="store_true", help="the recipe's machinery, at 1M parameters in seconds")
     add("--max-steps", type=int, metavar="N", help="stop after step N; the schedule stays")
     add("--expect-ranks", type=int, metavar="N", help="refuse to start with another number")
     add("--restarts", type=int, default=0, metavar="N", help="start again after a failure, N times")

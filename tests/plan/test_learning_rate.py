@@ -18,7 +18,7 @@ from gpt2_ds.config.recipe import (
     CosineSchedule,
     WarmupStableDecaySchedule,
 )
-from gpt2_ds.train.schedule import learning_rate
+from gpt2_ds.plan.learning_rate import learning_rate
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 

@@ -1,0 +1,94 @@
+"""A recipe's small twin: all of its machinery in seconds, on any machine (`--twin`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt2_ds.config.batches import step_ends_near
+from gpt2_ds.config.recipe import BatchSection, RampSection, Recipe
+
+_SEQ_LENGTH = 32
+_FULL_BATCH_TOKENS = 8 * _SEQ_LENGTH  # with a ramp from 4 sequences: shared by 1, 2 and 4 ranks
+_STAIR_TOKENS = 4 * _SEQ_LENGTH
+_STEPS = 50
+_LEAST_INTERVAL_STEPS = 10
+_LOSS_CHUNK_SIZE = 32
+
+
+def twin_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe at 0.95M parameters and 50 full steps, on Python's standard library.
+
+    What stays is what a rehearsal is for: template, precision, activation checkpointing, optimizer,
+    dropout, document mask, lanes, the shape of the schedule, a ramp, accumulation, and how often
+    it validates and saves, though no more than every ten steps. Several sources become one. Nothing
+    is compiled, and no copies of checkpoints are sent away.
+
+    Args:
+        recipe: the large one.
+
+    Returns:
+        All values of the twin, as a recipe file would hold them.
+    """
+    values: dict[str, Any] = recipe.model_dump()
+    values["model"] |= {
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 192,
+        "n_positions": _SEQ_LENGTH,
+        "loss_chunk_size": _LOSS_CHUNK_SIZE if recipe.model.loss_chunk_size else 0,
+        "compile": False,
+    }
+    values["tokenizer"] = {"name": "bytes"}
+    values["data"] |= {
+        "path": "data/python_stdlib",
+        "prepare": {"inputs": ["python-stdlib"], "validation_fraction": 0.05},
+        "sources": None,
+        "phases": [],
+        "seq_length": _SEQ_LENGTH,
+    }
+    share = _STEPS * _FULL_BATCH_TOKENS / recipe.schedule.total_tokens
+    batch = _batch(recipe, share)
+    values["batch"] = batch.model_dump()
+    values["schedule"] |= _lengths(recipe, batch)
+    steps = _STEPS * recipe.batch.global_batch_tokens / recipe.schedule.total_tokens
+    for section in ("evaluation", "checkpoint"):
+        interval = round(values[section]["interval_steps"] * steps)
+        values[section]["interval_steps"] = max(_LEAST_INTERVAL_STEPS, interval)
+    values["evaluation"] |= {
+        "tokens": 16 * _SEQ_LENGTH,
+        "sample_tokens": min(8, recipe.evaluation.sample_tokens),
+    }
+    values["checkpoint"]["copy_to"] = None
+    values["checkpoint"]["keep_every_steps"] = 0
+    values["logging"]["interval_steps"] = 1
+    return values
+
+
+def _batch(recipe: Recipe, share: float) -> BatchSection:
+    ramp = recipe.batch.ramp
+    return BatchSection(
+        global_batch_tokens=_FULL_BATCH_TOKENS,
+        micro_batch_size=2,
+        ramp=ramp
+        and RampSection(
+            start_tokens=_STAIR_TOKENS,
+            increment_tokens=_STAIR_TOKENS,
+            length_tokens=max(1, round(ramp.length_tokens * share)),
+        ),
+    )
+
+
+def _lengths(recipe: Recipe, batch: BatchSection) -> dict[str, int]:
+    """The schedule's lengths, in the recipe's proportions; a warm-up has at least one step."""
+    total = step_ends_near(batch, _STEPS * _FULL_BATCH_TOKENS)[0]
+    lengths = {
+        key: round(tokens * total / recipe.schedule.total_tokens)
+        for key, tokens in recipe.schedule.model_dump().items()
+        if key.endswith("_tokens")
+    }
+    if recipe.schedule.warmup_tokens:
+        lengths["warmup_tokens"] = max(_FULL_BATCH_TOKENS, lengths["warmup_tokens"])
+    for later in ("stable_tokens", "decay_tokens"):
+        if later in lengths:
+            lengths[later] = max(lengths["warmup_tokens"], lengths[later])
+    return lengths | {"total_tokens": total}

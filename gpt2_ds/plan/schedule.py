@@ -1,0 +1,125 @@
+"""`plan.py schedule`: batch and learning rate by tokens and steps, as the run will take them."""
+
+from __future__ import annotations
+
+import csv
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from gpt2_ds.config.errors import EXIT_DONE, user_error
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.plan.learning_rate import learning_rate
+from gpt2_ds.plan.show import add_recipe_arguments, planned
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer step.
+
+    Args:
+        step: 1 is the first.
+        tokens_seen: after it.
+        global_batch_tokens: of it.
+        learning_rate: of it.
+    """
+
+    step: int
+    tokens_seen: int
+    global_batch_tokens: int
+    learning_rate: float
+
+
+def row(plan: RunPlan, step: int) -> Row:
+    """What a step of the run is.
+
+    Args:
+        plan: the run.
+        step: 1 to plan.derived.steps.
+    """
+    seq_length, batches = plan.recipe.data.seq_length, plan.derived.batches
+    tokens_seen = batches.samples_after(step) * seq_length
+    return Row(
+        step=step,
+        tokens_seen=tokens_seen,
+        global_batch_tokens=batches.of_step(step).global_batch_size * seq_length,
+        learning_rate=learning_rate(plan.recipe.schedule, plan.recipe.optimizer.lr, tokens_seen),
+    )
+
+
+def marks(plan: RunPlan) -> dict[int, list[str]]:
+    """What begins or ends at which step, in words."""
+    found: dict[int, list[str]] = {1: ["first step"]}
+    for level in plan.derived.batches.levels[1:]:
+        words = "full batch" if level == plan.derived.batches.levels[-1] else "larger batch"
+        found.setdefault(level.first_step, []).append(words)
+    lengths = plan.recipe.schedule.model_dump()
+    for key, words in (
+        ("warmup_tokens", "warm-up ends"),
+        ("stable_tokens", "decay begins"),
+        ("decay_tokens", "decay ends"),
+    ):
+        if lengths.get(key):
+            found.setdefault(_step_at(plan, lengths[key]), []).append(words)
+    found.setdefault(plan.derived.steps, []).append("last step")
+    return found
+
+
+def _step_at(plan: RunPlan, tokens: int) -> int:
+    """The step that brings the run to so many tokens."""
+    first, last = 1, plan.derived.steps
+    while first < last:
+        middle = (first + last) // 2
+        enough = row(plan, middle).tokens_seen >= tokens
+        first, last = (first, middle) if enough else (middle + 1, last)
+    return first
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Of `schedule`."""
+    add_recipe_arguments(parser)
+    add = parser.add_argument
+    add("--gpus", type=int, default=1, metavar="N", help="ranks of the job (1)")
+    add("--twin", action="store_true", help="of the recipe's small twin")
+    add("--every", type=int, metavar="STEPS", help="a row every so many steps (about 20 rows)")
+    add("--csv", type=Path, metavar="FILE", help="write a file, a row every --every steps (1)")
+
+
+def schedule(args: Namespace) -> int:
+    """Print the table, or write the file.
+
+    Raises:
+        UserError: --every is below 1; the file cannot be written; or as `resolve_run`.
+    """
+    if args.every is not None and args.every < 1:
+        raise user_error(f"--every {args.every}", "is below 1", "Give at least 1.")
+    plan = planned(args, args.gpus)
+    if args.csv is not None:
+        _write(args.csv, plan, args.every or 1)
+        print(f"{args.csv}: {plan.derived.steps:,} steps")
+        return EXIT_DONE
+    noted = marks(plan)
+    print(f"{'step':>10} {'tokens seen':>20} {'batch tokens':>14} {'learning rate':>14}")
+    for each in _rows(plan, args.every or max(1, plan.derived.steps // 20), set(noted)):
+        words = ", ".join(noted.get(each.step, []))
+        line = f"{each.step:>10,} {each.tokens_seen:>20,} {each.global_batch_tokens:>14,}"
+        print(f"{line} {each.learning_rate:>14.6g}  {words}".rstrip())
+    return EXIT_DONE
+
+
+def _rows(plan: RunPlan, every: int, also: set[int]) -> Iterator[Row]:
+    """Every so many steps, the last one, and some more."""
+    steps = {*range(every, plan.derived.steps + 1, every), plan.derived.steps, *also}
+    return (row(plan, step) for step in sorted(steps))
+
+
+def _write(path: Path, plan: RunPlan, every: int) -> None:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(field.name for field in fields(Row))
+            writer.writerows(astuple(each) for each in _rows(plan, every, {1}))
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise user_error(f"--csv {path}", what, "Name a file in a folder that is there.") from None
