@@ -58,6 +58,7 @@ def resolve_run(
     overrides: Sequence[str] = (),
     run_dir: Path | None = None,
     max_steps: int | None = None,
+    twin: bool = False,
 ) -> RunPlan:
     """Read, check and derive everything.
 
@@ -68,12 +69,13 @@ def resolve_run(
         overrides: `section.key=value` words.
         run_dir: runs/<recipe name> when None.
         max_steps: stop after this optimizer step; the schedule stays as it is.
+        twin: the recipe's small twin, in runs/<recipe name>_twin.
 
     Raises:
         UserError: all that is wrong.
     """
     faults: list[Fault] = []
-    loaded = load_recipe(recipe_file, overrides)
+    loaded = load_recipe(recipe_file, overrides, twin=twin)
     chosen = template_file or Path(loaded.recipe.template)
     template: Template | None = None
     derived: Derived | None = None
