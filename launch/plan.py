@@ -4,6 +4,8 @@ examples:
   python launch/plan.py list --gpu H100 --mfu 0.4
   python launch/plan.py show --recipe recipes/gpt2_124m.yaml --gpus 8
   python launch/plan.py schedule --recipe recipes/gpt3_1.3b.yaml
+  python launch/plan.py fit --recipe recipes/gpt3_175b.yaml --gpus 64xH100-80 --price 2.5
+  python launch/plan.py lint --recipe recipes/gpt3_1.3b.yaml --gpus 16
   python launch/plan.py diff gpt3_1.3b paper
 """
 

@@ -11,11 +11,13 @@ from typing import Any
 from gpt2_ds.config.deepspeed import deepspeed_config
 from gpt2_ds.config.derive import Derived, derive
 from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.findings import Finding
 from gpt2_ds.config.fingerprint import result_keys
+from gpt2_ds.config.lint import lint
 from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.template import Template
-from gpt2_ds.config.template_file import check_template, load_template
+from gpt2_ds.config.template_file import load_template
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class RunPlan:
         derived: the numbers that follow.
         run_dir: holds all of the run.
         last_step: the run stops after this optimizer step (derived.steps or --max-steps).
+        warnings: what the linter found that is of no use, or inexact.
     """
 
     loaded: LoadedRecipe
@@ -37,6 +40,7 @@ class RunPlan:
     derived: Derived
     run_dir: Path
     last_step: int
+    warnings: tuple[Finding, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -75,13 +79,15 @@ def resolve_run(
         UserError: all that is wrong.
     """
     faults: list[Fault] = []
+    findings: list[Finding] = []
     loaded = load_recipe(recipe_file, overrides, twin=twin)
     chosen = template_file or Path(loaded.recipe.template)
     template: Template | None = None
     derived: Derived | None = None
     try:
         template = load_template(chosen)
-        check_template(template, str(chosen), loaded)
+        findings = lint(loaded, template, str(chosen), max(world_size, 1))
+        faults += [finding.fault for finding in findings if finding.severity == "error"]
     except UserError as error:
         faults.extend(error.faults)
     try:
@@ -101,6 +107,7 @@ def resolve_run(
         derived=derived,
         run_dir=run_dir or default_run_dir(loaded),
         last_step=min(max_steps or derived.steps, derived.steps),
+        warnings=tuple(findings),
     )
 
 
@@ -159,4 +166,5 @@ def describe(plan: RunPlan) -> str:
     wide, mid = (max(len(row[i]) for row in rows) for i in (0, 1))
     table = "\n".join(f"{key:{wide}}  {value:{mid}}  {origin}" for key, value, origin in rows)
     config = json.dumps(plan.deepspeed(cpu_adam=False), indent=2)
-    return f"{table}\n\ndeepspeed.initialize gets:\n{config}"
+    found = "".join(f"\n{warning}" for warning in plan.warnings)
+    return f"{table}\n\ndeepspeed.initialize gets:\n{config}{found}"

@@ -26,6 +26,8 @@ class OffloadOptimizer(Section):
     """Buffers of the NVMe pipeline."""
     pin_memory: bool = True
     """Page-locked host memory: faster copies."""
+    fast_init: bool = False
+    """Fill the files at the start in fewer, larger pieces (nvme)."""
     pipeline_read: bool = False
     """Read the next part while the optimizer works (nvme)."""
     pipeline_write: bool = False
@@ -68,6 +70,12 @@ class ZeroOptimization(Section):
     """Elements gathered at a time."""
     overlap_comm: bool = False
     """Reduce gradients while backward goes on."""
+    use_multi_rank_bucket_allreduce: bool = True
+    """Stage 1-2: reduce what several ranks own in one call."""
+    ignore_unused_parameters: bool = True
+    """Stage 1-2: a parameter without a gradient is no error; a GPT-2 has none."""
+    load_from_fp32_weights: bool = True
+    """A checkpoint's fp32 weights are taken, not its rounded ones."""
     round_robin_gradients: bool = False
     """Stage 1-2: spread the copies to the host over the ranks."""
     sub_group_size: Positive = 1_000_000_000
@@ -76,12 +84,22 @@ class ZeroOptimization(Section):
     """Elements fetched ahead."""
     stage3_param_persistence_threshold: NotNegative = 100_000
     """Parameters with fewer elements stay whole on every rank."""
+    stage3_model_persistence_threshold: NotNegative = 2**63 - 1
+    """Elements that stay whole on every rank, all such parameters together."""
     stage3_max_live_parameters: NotNegative = 1_000_000_000
     """Elements gathered on a device at one time."""
     stage3_max_reuse_distance: NotNegative = 1_000_000_000
     """Parameters that are used again within so many elements are not released."""
     stage3_gather_16bit_weights_on_model_save: bool = False
     """Only for DeepSpeed's own save_16bit_model."""
+    stage3_module_granularity_threshold: NotNegative = 0
+    """Modules with fewer elements a submodule are fetched whole; 0: none."""
+    stage3_use_all_reduce_for_fetch_params: bool = False
+    """Fetch with an all-reduce instead of an all-gather."""
+    stage3_allgather_sequential: bool = False
+    """Fetch parameters one by one: smaller buffers, more calls."""
+    memory_efficient_linear: bool = True
+    """Stage 3: linear layers that keep no gathered weight for backward."""
     zero_hpz_partition_size: Positive = 1
     """Stage 3: ranks of the secondary partition (ZeRO++); usually the GPUs of a node."""
     zero_quantized_weights: bool = False
@@ -92,6 +110,23 @@ class ZeroOptimization(Section):
     """Optimizer state on the host or on disk."""
     offload_param: OffloadParam | None = None
     """Parameters on the host or on disk; stage 3."""
+
+
+class AsyncIO(Section):
+    """How files on the NVMe disk are read and written."""
+
+    block_size: Positive = 1_048_576
+    """Bytes of one request."""
+    queue_depth: Positive = 8
+    """Requests under way at one time."""
+    intra_op_parallelism: Positive = 1
+    """Threads of a rank."""
+    single_submit: bool = False
+    """One request a system call."""
+    overlap_events: bool = True
+    """Send the next requests while the last ones are under way."""
+    use_gds: bool = False
+    """From disk to GPU past host memory; needs NVIDIA's GPUDirect Storage."""
 
 
 class TensorboardMonitor(Section):
@@ -154,6 +189,8 @@ class Template(Section):
 
     zero_optimization: ZeroOptimization
     """ZeRO."""
+    aio: AsyncIO | None = None
+    """Files of NVMe offload."""
     prescale_gradients: bool = False
     """Divide gradients before the reduction instead of after."""
     gradient_predivide_factor: PositiveFloat = 1.0

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.config.recipe_file import LoadedRecipe, fault_of, flatten
+from gpt2_ds.config.recipe_file import fault_of, flatten
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.yaml_document import read_text
 
@@ -28,6 +28,30 @@ RECIPE_KEYS = {
     "steps_per_print": "logging.interval_steps",
 }
 """DeepSpeed's keys that a recipe owns, and the recipe's key for each."""
+
+_ANOTHER_SIZE = "Remove it: the same command on another number of ranks goes on by itself."
+_NOTHING = "Remove it; nothing here takes its place."
+GONE = {
+    "elasticity": _ANOTHER_SIZE,
+    "curriculum_learning": "Remove it; batch.ramp and data.phases of a recipe change a run midway.",
+    "compression_training": _NOTHING,
+    "quantize_training": _NOTHING,
+    "eigenvalue": _NOTHING,
+    "sparse_attention": "Remove it: attention here is dense.",
+    "sparse_gradients": _NOTHING,
+    "graph_harvesting": "Remove it; model.compile of the recipe compiles the model.",
+    "progressive_layer_drop": _NOTHING,
+    "amp": "Remove it; precision.dtype of the recipe chooses the format.",
+    "nebula": "Remove it; checkpoint.write_behind of the recipe saves behind the training.",
+    "zero_optimization.mics_shard_size": "MiCS partitions within a group of ranks; "
+    "ds_configs/zero3_hpz.json keeps the traffic of weights within one.",
+    "zero_optimization.mics_hierarchical_params_gather": "Remove it, with mics_shard_size.",
+    "zero_optimization.zeropp_loco_param": "Remove it: gradients are quantized without it.",
+}
+"""Keys that DeepSpeed 0.19.8 has no more (its issue #8489), and what to do."""
+
+_GONE = "is gone from DeepSpeed 0.19.8 (DeepSpeed #8489)"
+_GONE_OPTIMIZERS = ("onebitadam", "zerooneadam", "onebitlamb")
 
 
 def load_template(path: Path) -> Template:
@@ -52,8 +76,12 @@ def load_template(path: Path) -> Template:
     if not isinstance(values, dict):
         raise user_error(file, "not a JSON object", "Write {...}, as the files of ds_configs/ do.")
     faults = [
-        Fault(f"{file}: {key}", "belongs into the recipe", f"Set {RECIPE_KEYS[key]} there instead.")
-        for key in values
+        Fault(
+            f"{file}: {key}",
+            "belongs into the recipe" + _also_wrong(key, value),
+            f"Set {RECIPE_KEYS[key]} there instead.",
+        )
+        for key, value in values.items()
         if key in RECIPE_KEYS
     ]
     automatic = {
@@ -70,9 +98,11 @@ def load_template(path: Path) -> Template:
     except ValidationError as error:
         for detail in error.errors():
             known = detail["type"] != "extra_forbidden"
-            if detail["loc"][0] in RECIPE_KEYS:
+            key = ".".join(map(str, detail["loc"]))
+            if detail["loc"][0] in RECIPE_KEYS or (known and key in automatic):
                 continue
-            if known and ".".join(map(str, detail["loc"])) in automatic:
+            if not known and key in GONE:
+                faults.append(Fault(f"{file}: {key}", _GONE, GONE[key]))
                 continue
             faults.append(fault_of(detail, Template, file, {}))
     else:
@@ -80,6 +110,23 @@ def load_template(path: Path) -> Template:
     if faults:
         raise UserError(*faults)
     return template
+
+
+def _also_wrong(key: str, value: Any) -> str:
+    """What else is to be said of a key that a recipe owns: it is useless, or no more."""
+    if not isinstance(value, dict):
+        return ""
+    kind = str(value.get("type", ""))
+    if key == "optimizer" and kind.lower() in _GONE_OPTIMIZERS:
+        return f", and {kind} {_GONE}"
+    if key == "activation_checkpointing" and value.get("partition_activations") is True:
+        return (
+            ", and partition_activations shares them among ranks of tensor parallelism, which is "
+            "not used here (DeepSpeed #3779)"
+        )
+    if key == "scheduler" and kind.startswith("Warmup"):
+        return f", and {kind} takes the first two steps at a learning rate of 0 (DeepSpeed #5287)"
+    return ""
 
 
 class _DuplicateKeyError(Exception):
@@ -109,28 +156,3 @@ def _offload_faults(template: Template, file: str) -> list[Fault]:
                 Fault(f"{where}.nvme_path", "missing for device nvme", "Name a folder on a disk.")
             )
     return faults
-
-
-def check_template(template: Template, file: str, loaded: LoadedRecipe) -> None:
-    """Refuse what DeepSpeed gets wrong in silence for this recipe.
-
-    Raises:
-        UserError: 16-bit training at stage 0; an optimizer that lives in two places.
-    """
-    dtype = loaded.recipe.precision.dtype
-    if template.zero_optimization.stage == 0 and dtype != "fp32":
-        # Seen in DeepSpeed 0.19.8: FP16_Optimizer.initialize_optimizer_states takes an Adam step
-        # with zero gradients, so the first update is 0.73 of what it should be.
-        raise user_error(
-            f"{file}: zero_optimization.stage",
-            f"is 0 with precision.dtype {dtype}: DeepSpeed takes a false Adam step at the start",
-            "Use --template ds_configs/zero1.json, which costs nothing more.",
-        )
-    offload = template.zero_optimization.offload_optimizer
-    if offload is not None and offload.ratio < 1.0:
-        # Read in DeepSpeed 0.19.8: the state of the part on the device is never saved.
-        raise user_error(
-            f"{file}: zero_optimization.offload_optimizer.ratio",
-            f"is {offload.ratio}: DeepSpeed leaves the part on the device out of its checkpoints",
-            "Set it to 1.0, or leave it out.",
-        )

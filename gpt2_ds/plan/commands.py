@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpt2_ds.plan import diff, list_recipes, schedule, show
+from gpt2_ds.plan import diff, fit, lint, list_recipes, schedule, show
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ COMMANDS = {
     "show": Command("every value of a recipe, and where it is from", show.add_arguments, show.show),
     "schedule": Command(
         "batch and learning rate by tokens and steps", schedule.add_arguments, schedule.schedule
+    ),
+    "fit": Command(
+        "memory, time and cost of every template, and what to type", fit.add_arguments, fit.fit
+    ),
+    "lint": Command(
+        "what is known to be wrong, or of no use, in a recipe with a template",
+        lint.add_arguments,
+        lint.lint_recipe,
     ),
     "diff": Command("where a recipe leaves its paper, and why", diff.add_arguments, diff.diff),
 }

@@ -11,7 +11,10 @@ from pathlib import Path
 from gpt2_ds.config.errors import EXIT_DONE, user_error
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.plan.learning_rate import learning_rate
+from gpt2_ds.plan.picture import curve, write_page
 from gpt2_ds.plan.show import add_recipe_arguments, planned
+
+_POINTS = 500  # of a curve, about
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--twin", action="store_true", help="of the recipe's small twin")
     add("--every", type=int, metavar="STEPS", help="a row every so many steps (about 20 rows)")
     add("--csv", type=Path, metavar="FILE", help="write a file, a row every --every steps (1)")
+    add("--html", type=Path, metavar="FILE", help="write the two curves as a page to look at")
 
 
 def schedule(args: Namespace) -> int:
@@ -99,6 +103,10 @@ def schedule(args: Namespace) -> int:
         _write(args.csv, plan, args.every or 1)
         print(f"{args.csv}: {plan.derived.steps:,} steps")
         return EXIT_DONE
+    if args.html is not None:
+        write_page(args.html, f"{plan.loaded.name}: schedule", curves(plan))
+        print(f"{args.html}: {plan.derived.steps:,} steps")
+        return EXIT_DONE
     noted = marks(plan)
     print(f"{'step':>10} {'tokens seen':>20} {'batch tokens':>14} {'learning rate':>14}")
     for each in _rows(plan, args.every or max(1, plan.derived.steps // 20), set(noted)):
@@ -112,6 +120,22 @@ def _rows(plan: RunPlan, every: int, also: set[int]) -> Iterator[Row]:
     """Every so many steps, the last one, and some more."""
     steps = {*range(every, plan.derived.steps + 1, every), plan.derived.steps, *also}
     return (row(plan, step) for step in sorted(steps))
+
+
+def curves(plan: RunPlan) -> list[str]:
+    """Learning rate and batch over the tokens of a run, to look at; SVG elements."""
+    rows = list(_rows(plan, max(1, plan.derived.steps // _POINTS), set(marks(plan))))
+    rates = [(each.tokens_seen / 1e9, each.learning_rate) for each in rows]
+    batches = [
+        (tokens / 1e9, float(each.global_batch_tokens))
+        for each in rows  # a stair: each step's batch from its first token to its last
+        for tokens in (each.tokens_seen - each.global_batch_tokens, each.tokens_seen)
+    ]
+    across = "billion tokens seen"
+    return [
+        curve("Learning rate", rates, across=across, up="learning rate"),
+        curve("Batch", batches, across=across, up="tokens of an optimizer step"),
+    ]
 
 
 def _write(path: Path, plan: RunPlan, every: int) -> None:

@@ -20,7 +20,7 @@ from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.train.first_checks import check_dtype, use_cpu_adam
+from gpt2_ds.train.first_checks import check_device, use_cpu_adam
 from gpt2_ds.train.start_up import start_up_words
 from gpt2_ds.train.terminal import say
 
@@ -185,9 +185,10 @@ def benchmark(
         plain_torch: measure the plain twin too; one process only.
 
     Raises:
-        UserError: this device cannot train in the recipe's number format.
+        UserError: this device cannot train in the recipe's number format, or with a template.
     """
-    check_dtype(plans[0])
+    for plan in plans:
+        check_device(plan)
     contestants: dict[str, Step] = {PLAIN_TORCH: plain_torch_step(plans[0])} if plain_torch else {}
     contestants |= {plan.template_file: engine_step(plan) for plan in plans}
     timings = measure(

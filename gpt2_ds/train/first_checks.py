@@ -8,10 +8,11 @@ from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
 from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.template_needs import check_needs
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
-from gpt2_ds.parallel.process_group import device_title, supports
+from gpt2_ds.parallel.process_group import device_title, local_device, supports
 from gpt2_ds.train.terminal import say
 
 
@@ -40,11 +41,11 @@ def verify_together(corpus: Corpus) -> None:
         raise agreed(UserError(*(fault for _, part in found for fault in part)))
 
 
-def check_dtype(plan: RunPlan) -> None:
-    """Refuse a number format that this device cannot train in.
+def check_device(plan: RunPlan) -> None:
+    """Refuse a number format or a template that this device cannot train with.
 
     Raises:
-        UserError: names those that it can.
+        UserError: names the formats that it can train in, or what the template needs.
     """
     dtype, formats = plan.recipe.precision.dtype, get_args(Dtype)
     if not supports(dtype):
@@ -53,6 +54,8 @@ def check_dtype(plan: RunPlan) -> None:
             f"{dtype} cannot be trained on {device_title()}",
             f"Set it to {' or '.join(name for name in formats if supports(name))}.",
         )
+    on_cpu = local_device().type == "cpu"
+    check_needs(plan.template, plan.template_file, on_cpu=on_cpu)
 
 
 def use_cpu_adam(plan: RunPlan) -> bool:

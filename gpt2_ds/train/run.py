@@ -29,7 +29,7 @@ from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.arguments import TRAIN, StartOptions
 from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 from gpt2_ds.train.checkpoint_manifest import step_name
-from gpt2_ds.train.first_checks import check_dtype, use_cpu_adam, verify_together
+from gpt2_ds.train.first_checks import check_device, use_cpu_adam, verify_together
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault, note_start
 from gpt2_ds.train.ledger import Ledger
@@ -105,7 +105,9 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
     timeout = plan.recipe.health.timeout_seconds
     # Collectives wait longer than the watchdog, which says which rank it is.
     device = join(1 + 2 * timeout / 60, meeting_seconds=max(60.0, min(timeout, _MEETING_SECONDS)))
-    check_dtype(plan)
+    check_device(plan)
+    for warning in plan.warnings:
+        say(str(warning))
     verify_together(corpus)
     fast_checks(plan, corpus.fingerprint, writes=options.replay_step is None)
     with (

@@ -92,6 +92,17 @@ def test_16_bits_at_stage_0_are_refused(tmp_path: Path) -> None:
     assert said.startswith("ds_configs/zero0.json: zero_optimization.stage: is 0 with precision.")
 
 
+def test_what_the_linter_calls_of_no_use_is_a_warning(tmp_path: Path) -> None:
+    template = Path("ds_configs/zero3_hpz.json")
+    plan = resolve_run(small_file(tmp_path), world_size=2, template_file=template)
+    (warning,) = plan.warnings
+    assert str(warning).startswith(
+        f"warning: {template}: zero_optimization.zero_hpz_partition_size: is 8 on 2 ranks: "
+    )
+    assert describe(plan).endswith(f"\n{warning}")
+    assert plan_with(tmp_path).warnings == ()
+
+
 def test_a_new_run_and_the_same_run_go_on(tmp_path: Path) -> None:
     check_same_run(plan_with(tmp_path))
     begun(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def test_each_step_by_hand(tmp_path: Path) -> None:
 
 def _sets(*overrides: str) -> list[str]:
     return [word for each in overrides for word in ("--set", each)]
+
+
+def test_the_curves(tmp_path: Path) -> None:
+    assert done(small_file(tmp_path), "--html", str(tmp_path / "s.html"), *_sets(*RAMP)) == 0
+    html = (tmp_path / "s.html").read_text()
+    rate, batch = re.findall(r'polyline points="([^"]*)"', html)
+    assert len(rate.split()) == 15
+    assert len(batch.split()) == 30
+    heights = [float(pair.split(",")[1]) for pair in batch.split()]
+    assert heights == sorted(heights, reverse=True)  # a ramp: y runs downwards in a picture
+    assert len(set(heights)) == 4
 
 
 def test_the_marks(tmp_path: Path) -> None:

@@ -69,32 +69,34 @@ def test_resumed_losses_are_bit_equal(world_size: int, data: Path, tmp_path: Pat
         assert (resumed / "checkpoints/latest").read_text() == "step_00000008"
 
 
-def fp16_refused_then_seeds(data: Path, folder: Path) -> tuple[str, int]:
-    """What fp16 says on a CPU; and this rank's seed of dropout after a run began."""
+def refused_on_a_cpu_then_seeds(data: Path, folder: Path) -> tuple[list[str], int]:
+    """What a format and a template for GPUs say; and a rank's seed of dropout after a run began."""
     from gpt2_ds.train.run import train
 
-    dataset = small_corpus(data)
+    dataset, messages = small_corpus(data), []
     half = small_plan(data, folder / "half", "precision.dtype=fp16", template="zero1", world_size=2)
-    message = ""
-    try:
-        train(half, dataset)
-    except UserError as error:
-        message = str(error)
+    quantized = small_plan(data, folder / "half", template="zero3_hpz_quantized", world_size=2)
+    for plan in (half, quantized):
+        try:
+            train(plan, dataset)
+        except UserError as error:
+            messages.append(str(error))
     csv = folder / "csv.json"
     csv.write_text('{"zero_optimization": {"stage": 1}, "csv_monitor": {"enabled": true}}')
     train(small_plan(data, folder / "run", template=csv, world_size=2, max_steps=2), dataset)
-    return message, torch.initial_seed()
+    return messages, torch.initial_seed()
 
 
 @pytest.mark.heavy
-def test_fp16_on_a_cpu_dropout_seeds_and_csv_files(data: Path, tmp_path: Path) -> None:
-    (message, seed), (other_message, other_seed) = run_ranks(
-        fp16_refused_then_seeds, 2, tmp_path, data, tmp_path
+def test_what_needs_gpus_dropout_seeds_and_csv_files(data: Path, tmp_path: Path) -> None:
+    (messages, seed), (other_messages, other_seed) = run_ranks(
+        refused_on_a_cpu_then_seeds, 2, tmp_path, data, tmp_path
     )
-    assert message == other_message
-    assert message == (
+    assert messages == other_messages
+    assert messages[0] == (
         "--set: precision.dtype: fp16 cannot be trained on cpu. Set it to fp32 or bf16."
     )
+    assert "zero_quantized_weights: needs GPUs" in messages[1]
     assert not (tmp_path / "half").exists()
     assert seed != other_seed
     written = (tmp_path / "run/csv/train_loss.csv").read_text().splitlines()
@@ -143,6 +145,7 @@ def test_tensorboard_reads_what_metrics_jsonl_holds(data: Path, tmp_path: Path) 
     tags = events.Tags()["scalars"]
     for kind, names in (
         ("train", ["loss", "learning_rate", "gradient_norm", "tokens_seen", "tokens_per_second"]),
+        ("train", ["global_batch_tokens"]),
         ("train", ["step_seconds", "data_wait_seconds", "peak_memory_bytes", "skipped_updates"]),
         ("validation", ["loss", "perplexity", "seconds"]),
     ):

@@ -56,4 +56,7 @@ def test_every_recipes_twin_trains_saves_and_goes_on(tmp_path: Path) -> None:
         assert sum(losses[-3:]) < sum(losses[:3]), path.stem
         saved = {each.name for each in (plan.run_dir / "checkpoints").glob("step_*")}
         assert saved >= {f"step_{step:08d}" for step in (10, END)}
-        assert len(metrics_of(plan.run_dir, "validation_loss")) == 3  # step 6, 10 or later, 14
+        every = plan.recipe.evaluation.interval_steps
+        validated = {MIDDLE, *range(every, END, every), END}  # a last step is validated too
+        found = metrics_of(plan.run_dir, "step", "validation_loss")
+        assert {step for step, _ in found} == validated

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpt2_ds.train.preflight.need import Memory
+from gpt2_ds.plan.states import Memory
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
 

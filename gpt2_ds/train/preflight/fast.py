@@ -16,9 +16,9 @@ from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.parallel.process_group import local_device
+from gpt2_ds.plan.states import model_states
 from gpt2_ds.train.preflight.clocks import clocks
 from gpt2_ds.train.preflight.comparisons import devices, memory, project_alike, versions_alike
-from gpt2_ds.train.preflight.need import model_states
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from gpt2_ds.train.preflight.run_folder import room, run_folder
 from gpt2_ds.train.preflight.verdicts import Check, Verdict
@@ -83,6 +83,6 @@ def compare(facts: Sequence[RankFacts], plan: RunPlan) -> list[Check]:
         *versions_alike(facts),
         *project_alike(facts),
         devices(facts),
-        *memory(facts, model_states(plan)),
+        *memory(facts, model_states(plan).total),
         clocks(facts),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gpt2_ds.plan.states import Memory
 from gpt2_ds.train.preflight.comparisons import (
     cores,
     devices,
@@ -14,7 +15,6 @@ from gpt2_ds.train.preflight.comparisons import (
     versions_alike,
     who,
 )
-from gpt2_ds.train.preflight.need import Memory
 from gpt2_ds.train.preflight.verdicts import Verdict, failed, ok, warning
 from tests.train.preflight.facts import GIB, rank_facts, two_hosts
 

@@ -1,0 +1,42 @@
+"""What of a recipe must be said anew for some number of ranks: the ramp and the run's end."""
+
+from __future__ import annotations
+
+from gpt2_ds.config.batches import step_ends_near, steps_until
+from gpt2_ds.config.numbers import divisors, round_up
+from gpt2_ds.config.recipe import BatchSection, Recipe
+
+
+def suited_overrides(recipe: Recipe, ranks: int) -> list[str]:
+    """The `--set` words with which so many ranks can share every stair of the ramp.
+
+    The stairs become the next size that all ranks can share, and the run ends with the nearest
+    whole step. A full batch that they cannot share is another training: nothing is suited then,
+    and `derive` says which numbers of ranks work.
+    """
+    batch, unit = recipe.batch, recipe.data.seq_length * ranks
+    ramp, full = batch.ramp, batch.global_batch_tokens
+    if ramp is None or full % unit:
+        return []
+    if ramp.start_tokens % unit == 0 and ramp.increment_tokens % unit == 0:
+        return []
+    start = round_up(ramp.start_tokens, unit)
+    if start >= full:
+        suited = batch.model_copy(update={"ramp": None})
+        return ["batch.ramp=null", *_end(recipe, suited)]
+    stairs = [unit * stair for stair in divisors((full - start) // unit)]
+    increment = min(stairs, key=lambda stair: abs(stair - ramp.increment_tokens))
+    sizes = {"start_tokens": start, "increment_tokens": increment}
+    suited = batch.model_copy(update={"ramp": ramp.model_copy(update=sizes)})
+    words = [f"batch.ramp.{key}={value}" for key, value in sizes.items()]
+    return [*words, *_end(recipe, suited)]
+
+
+def _end(recipe: Recipe, batch: BatchSection) -> list[str]:
+    """The word that ends the run with a whole step of this batch, where it does not."""
+    total = recipe.schedule.total_tokens
+    if steps_until(batch, total) is not None:
+        return []
+    marks = [recipe.schedule.warmup_tokens, getattr(recipe.schedule, "decay_tokens", 1)]
+    ends = step_ends_near(batch, total, max(1, *marks))
+    return [f"schedule.total_tokens={min(ends, key=lambda end: abs(end - total))}"]

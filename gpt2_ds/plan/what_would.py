@@ -1,0 +1,71 @@
+"""Nothing fits: what would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpt2_ds.config.numbers import divisors
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.plan.gpus import GIB, GPUS, Cluster
+from gpt2_ds.plan.memory import need
+from gpt2_ds.plan.settings import Settings
+
+_CHUNK_ROWS = 256
+
+
+def what_would(found: Settings, cluster: Cluster) -> str:
+    """One line for each single change with which some template fits, at one sequence a rank."""
+    plans = [setting.plan for setting in found.found if setting.checkpointing]
+    if not plans:
+        return "No template can be used: see above."
+    least = min(found.found, key=lambda one: one.need.device.total)
+    gpu_gib, host_gib = least.need.device.total / GIB, least.need.host_bytes / GIB
+    lines = [
+        f"Nothing fits. The least that a GPU must hold is {gpu_gib:,.1f} GiB "
+        f"({least.plan.template_file}, activation checkpointing, {host_gib:,.0f} GiB of host "
+        "memory a machine). What would fit:"
+    ]
+    more = next((count for count in _larger(plans[0], cluster) if _fits(plans, cluster, count)), 0)
+    if more:
+        lines.append(f"  --gpus {more}x{cluster.name}")
+    others = [name for name, gpu in GPUS.items() if _fits(plans, replace(cluster, gpu=gpu))]
+    if others:
+        lines.append(f"  as many of another kind: {', '.join(others)}")
+    chunked = [_chunked(plan) for plan in plans]
+    if _fits(chunked, cluster):
+        lines.append(f"  --set model.loss_chunk_size={_CHUNK_ROWS}")
+    if len(lines) == 1:
+        lines.append("  a smaller model, or a shorter data.seq_length")
+    return "\n".join(lines)
+
+
+def _larger(plan: RunPlan, cluster: Cluster) -> list[int]:
+    """Counts that can share the batch, in whole machines."""
+    return [
+        count
+        for count in divisors(plan.derived.global_batch_size)
+        if count > cluster.count
+        and (count <= cluster.gpu.node_gpus or count % cluster.gpu.node_gpus == 0)
+    ]
+
+
+def _fits(plans: list[RunPlan], cluster: Cluster, count: int = 0) -> bool:
+    cluster = cluster.of(count or cluster.count)
+    return any(
+        need(_on(plan, cluster.count), cluster, 1, checkpointing=True).fits(cluster)
+        for plan in plans
+        if cluster.count % plan.template.zero_optimization.zero_hpz_partition_size == 0
+    )
+
+
+def _on(plan: RunPlan, count: int) -> RunPlan:
+    """The same run on another number of ranks, as far as memory goes."""
+    steps = plan.derived.global_batch_size // count
+    derived = replace(plan.derived, world_size=count, gradient_accumulation_steps=steps)
+    return replace(plan, derived=derived)
+
+
+def _chunked(plan: RunPlan) -> RunPlan:
+    model = plan.recipe.model.model_copy(update={"loss_chunk_size": _CHUNK_ROWS})
+    recipe = plan.recipe.model_copy(update={"model": model})
+    return replace(plan, loaded=replace(plan.loaded, recipe=recipe))

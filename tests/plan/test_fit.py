@@ -1,0 +1,255 @@
+"""`plan.py fit` as a whole: what it prints, what it says to type, and when it gives up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from gpt2_ds.config.run_plan import resolve_run
+from gpt2_ds.plan import fit
+from gpt2_ds.plan.gpus import parse_gpus
+from gpt2_ds.plan.memory import need
+from gpt2_ds.plan.settings import settings, templates
+from tests.config.small_recipe import only_fault
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def run(words: str) -> int:
+    parser = argparse.ArgumentParser()
+    fit.add_arguments(parser)
+    return fit.fit(parser.parse_args(shlex.split(words)))
+
+
+def command_of(text: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith("  deepspeed ")]
+    return shlex.split(line)
+
+
+def values_of(words: list[str], flag: str) -> list[str]:
+    return [after for word, after in pairwise(words) if word == flag]
+
+
+@pytest.mark.parametrize(
+    "recipe, gpus",
+    [("gpt2_124m", "8xH100-80"), ("gpt2_124m", "1xL4-24"), ("gpt3_175b", "64xH100-80")],
+)
+def test_what_it_says_to_type_is_taken_and_fits(
+    recipe: str, gpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"--recipe recipes/{recipe}.yaml --gpus {gpus}") == 0
+    words, cluster = command_of(capsys.readouterr().out), parse_gpus(gpus)
+    assert words[:3] == (
+        ["deepspeed", "--hostfile", "hostfile"]
+        if cluster.nodes > 1
+        else ["deepspeed", "launch/train.py", "--recipe"]
+    )
+    assert values_of(words, "--expect-ranks") == [str(cluster.count)]
+    plan = resolve_run(
+        Path(values_of(words, "--recipe")[0]),
+        world_size=cluster.count,
+        template_file=Path(values_of(words, "--template")[0]),
+        overrides=values_of(words, "--set"),
+    )
+    checkpointing = plan.recipe.activation_checkpointing.enabled
+    micro = plan.recipe.batch.micro_batch_size
+    assert need(plan, cluster, micro, checkpointing=checkpointing).fits(cluster)
+
+
+def test_every_template_has_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--recipe recipes/gpt2_124m.yaml --gpus 16xA100-40 --price 2") == 0
+    text = capsys.readouterr().out
+    assert len(templates()) >= 5
+    for template in templates():
+        lines = [line for line in text.splitlines() if line.split()[:1] == [template.stem]]
+        if template.stem == "zero0":  # 16 bits at stage 0: refused, and said why
+            assert not lines
+            assert "refused: ds_configs/zero0.json: zero_optimization.stage: is 0" in text
+        else:
+            assert len(lines) == 4, template  # memory and time, without and with checkpointing
+    assert "16 A100-40 (2 x 8, 40.0 GiB each)" in text
+
+
+def test_days_hours_and_money_belong_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--recipe recipes/gpt2_124m.yaml --gpus 8xA100-80 --price 2.5 --mfu 0.4") == 0
+    header, row = next(
+        (lines[i], lines[i + 1])
+        for lines in [capsys.readouterr().out.splitlines()]
+        for i in range(len(lines))
+        if lines[i].startswith("what fits")
+    )
+    assert header.split()[-4:] == ["MFU", "days", "GPU-hours", "USD"]
+    days, hours, usd = (float(cell.replace(",", "")) for cell in row.split()[-3:])
+    assert hours == pytest.approx(days * 24 * 8, abs=2)
+    assert usd == pytest.approx(hours * 2.5, abs=2)
+    # 10B tokens of 860 MFLOP at 40 % of 8 x 312 TFLOP/s, and a little for the rest
+    assert days * 86400 == pytest.approx(9.9997e9 * 860101632 / (0.4 * 8 * 312e12), rel=0.1)
+
+
+def test_the_largest_micro_batch_that_fits_and_divides() -> None:
+    cluster = parse_gpus("8xA100-40")
+    found = settings(
+        Path("recipes/gpt2_124m.yaml"), cluster, template=Path("ds_configs/zero1.json")
+    )
+    assert [one.checkpointing for one in found.found] == [False, True]
+    for one in found.found:
+        per_rank = one.plan.derived.global_batch_size // 8
+        assert one.fits
+        assert per_rank % one.micro_batch_size == 0
+        larger = [m for m in range(one.micro_batch_size + 1, per_rank + 1) if per_rank % m == 0]
+        for micro in larger:
+            assert not need(one.plan, cluster, micro, checkpointing=one.checkpointing).fits(cluster)
+
+
+def test_the_cheapest_is_simple_and_exact() -> None:
+    recipe = Path("recipes/gpt3_1.3b.yaml")
+    found = settings(recipe, parse_gpus("16xA100-40"))
+    best = found.cheapest
+    assert best is not None
+    fitting = [one for one in found.found if one.fits]
+    assert best.seconds <= 1.02 * min(
+        one.seconds for one in fitting if "quant" not in one.plan.template_file
+    )
+    assert best.plan.template_file == "ds_configs/zero1.json"
+    assert not best.checkpointing
+    # What does not fit is not the cheapest, however fast.
+    one_gpu = settings(Path("recipes/gpt3_2.7b.yaml"), parse_gpus("1xA100-40"))
+    assert one_gpu.cheapest is not None
+    assert one_gpu.cheapest.fits
+    assert any(not one.fits for one in one_gpu.found)
+
+
+def test_quantized_communication_is_not_chosen_for_its_speed() -> None:
+    slow = parse_gpus("16xA100-40", node_gbits=10)
+    found = settings(Path("recipes/gpt3_2.7b.yaml"), slow)
+    assert found.cheapest is not None
+    fastest = min((one for one in found.found if one.fits), key=lambda one: one.seconds)
+    assert "quantized" in fastest.plan.template_file
+    assert fastest.seconds < 0.9 * found.cheapest.seconds
+    assert "quantized" not in found.cheapest.plan.template_file
+
+
+def test_the_users_words_stay_but_for_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    given = "--set batch.micro_batch_size=1 --set seed=7"
+    assert run(f"--recipe recipes/gpt2_124m.yaml --gpus 8xH100-80 {given}") == 0
+    words = values_of(command_of(capsys.readouterr().out), "--set")
+    assert words[0] == "seed=7"
+    assert [word.split("=")[0] for word in words[1:]] == [
+        "batch.micro_batch_size",
+        "activation_checkpointing.enabled",
+    ]
+
+
+def test_more_gpus_are_whole_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--recipe recipes/gpt3_175b.yaml --gpus 8xH100-80 --template ds_configs/zero3.json"
+    for node_gpus, more in ((8, 48), (32, 64)):
+        assert run(f"{words} --node-gpus {node_gpus}") == 1
+        assert f"  --gpus {more}xH100-80\n" in capsys.readouterr().out
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    template = "--template ds_configs/zero3.json"
+    assert run(f"--recipe recipes/gpt3_13b.yaml --gpus 2xA100-40 {template}") == 1
+    text = capsys.readouterr().out
+    assert "deepspeed" not in text
+    assert "Nothing fits. The least that a GPU must hold is" in text
+    (more,) = [line.split()[1] for line in text.splitlines() if line.startswith("  --gpus ")]
+    assert run(f"--recipe recipes/gpt3_13b.yaml --gpus {more} {template}") == 0
+    capsys.readouterr()
+    fewer = f"{int(more.split('x')[0]) // 2}x{more.split('x')[1]}"
+    assert run(f"--recipe recipes/gpt3_13b.yaml --gpus {fewer} {template}") == 1
+
+
+def test_other_gpus_and_a_chunk_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    logits = "--set data.seq_length=1024 --set model.pad_vocab_to_multiple_of=1200000"
+    words = f"--recipe recipes/gpt2_124m.yaml {logits} --template ds_configs/zero3.json"
+    assert run(f"{words} --gpus 8xL4-24") == 1
+    text = capsys.readouterr().out
+    (others,) = [line for line in text.splitlines() if "another kind" in line]
+    assert "H200-141" in others
+    assert "L4-24" not in others
+    assert "  --set model.loss_chunk_size=256" in text
+    assert run(f"{words} --gpus 8xL4-24 --set model.loss_chunk_size=256") == 0
+
+
+def test_ranks_that_cannot_share_the_batch() -> None:
+    said = only_fault(lambda: run("--recipe recipes/gpt2_124m.yaml --gpus 7xH100-80"))
+    assert "7 ranks cannot share evenly" in said
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--mfu 1.5", "--mfu 1.5: is not between 0 and 1. For example: --mfu 0.4."),
+        ("--price -1", "--price -1.0: is below 0. Give USD for one GPU and hour."),
+        ("--html nowhere/x.html", "--html nowhere/x.html: cannot be written (No such file or "),
+    ],
+)
+def test_words_that_are_wrong(words: str, said: str) -> None:
+    given = f"--recipe recipes/gpt2_124m.yaml --gpus 8xH100-80 {words}"
+    assert only_fault(lambda: run(given)).startswith(said)
+
+
+def test_more_gpus_than_anyone_published(capsys: pytest.CaptureFixture[str]) -> None:
+    ramp = shlex.quote("batch.ramp=null")
+    for gpus, warned in ((128, False), (384, True)):
+        overrides = f"--set {ramp} --set batch.global_batch_tokens={gpus * 2048 * 4}"
+        overrides += f" --set schedule.total_tokens={gpus * 2048 * 4 * 300_000}"
+        assert run(f"--recipe recipes/gpt3_175b.yaml --gpus {gpus}xH100-80 {overrides}") == 0
+        said = capsys.readouterr().out
+        assert ("by published runs on up to 128 GPUs" in said) == warned
+        assert ("1.6 to 5 times as long" in said) == warned
+
+
+def test_a_secondary_partition_larger_than_the_job() -> None:
+    found = settings(Path("recipes/gpt2_124m.yaml"), parse_gpus("8xH100-80"))
+    (why,) = [why for file, why in found.refused.items() if file.endswith("zero3_hpz.json")]
+    assert "is 8, which is no part of 8 ranks" in why
+
+
+def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "fit.html"
+    assert run(f"--recipe recipes/gpt2_124m.yaml --gpus 16xH100-80 --html {file}") == 0
+    html = file.read_text()
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "")  # it needs nothing else
+    assert html.count("<svg") == html.count("</svg>") == 3  # memory, learning rate, batch
+    svg = ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
+    shown = [text.text or "" for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+    for template in templates():
+        assert (template.stem in shown) == (template.stem != "zero0")
+    assert "79.6 GiB" in shown
+    assert "The cheapest that fits" in html
+    assert capsys.readouterr().out.strip() != ""
+
+
+def test_neither_torch_nor_deepspeed_is_loaded() -> None:
+    code = "import sys, gpt2_ds.plan.fit; print(*{'torch', 'deepspeed', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.benchmark
+def test_it_answers_in_two_seconds() -> None:
+    code = (
+        "import argparse; from gpt2_ds.plan import fit; parser = argparse.ArgumentParser();"
+        "fit.add_arguments(parser); fit.fit(parser.parse_args())"
+    )
+    words = ["--recipe", "recipes/gpt3_175b.yaml", "--gpus", "64xH100-80"]
+    start = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-c", code, *words], check=True, capture_output=True, env=os.environ
+    )
+    assert time.monotonic() - start < 2

@@ -1,0 +1,68 @@
+"""The table of GPUs, and what `--gpus` takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpt2_ds.plan.gpus import GIB, GPUS, parse_gpus
+from tests.config.small_recipe import only_fault
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_every_gpu_is_in_the_table_of_peaks(name: str) -> None:
+    gpu = GPUS[name]
+    assert 50e12 < gpu.peak_flops < 3e15
+    # Its name says its memory: vendors count in GB, or in GiB and keep some for ECC.
+    assert (
+        0.9 * int(name.split("-")[-1]) * GIB <= gpu.memory_bytes <= int(name.split("-")[-1]) * GIB
+    )
+    assert 0.3 < gpu.matmul_efficiency < 0.9
+    # Slower in this order: the GPU's memory, its link, its way to the host and to other machines.
+    assert gpu.memory_bytes_per_second > gpu.link_bytes_per_second >= gpu.host_bytes_per_second
+
+
+def test_machines() -> None:
+    cluster = parse_gpus("20xh100-80")
+    assert (cluster.name, cluster.count, cluster.nodes, cluster.node_ranks) == ("H100-80", 20, 3, 8)
+    assert parse_gpus("1xL4-24").node_ranks == 1
+    assert cluster.gpu.node_bytes_per_second == 400e9  # 3,200 Gbit/s
+    assert cluster.of(8).nodes == 1
+    other = parse_gpus("16xA100-40", node_gpus=4, node_gbits=100, node_memory_gib=512)
+    assert (other.nodes, other.gpu.node_bytes_per_second) == (4, 12.5e9)
+    assert other.gpu.node_memory_bytes == 512 * GIB
+
+
+def test_peaks_are_the_products_own() -> None:
+    assert GPUS["H100-80"].peak_flops == 989e12
+    assert GPUS["H100-PCIe-80"].peak_flops == 756e12
+    assert GPUS["H200-NVL-141"].peak_flops == 835e12
+
+
+@pytest.mark.parametrize("word", ["8", "8xx", "H100-80", "0xH100-80", "-8xH100-80", "8 H100-80"])
+def test_another_form(word: str) -> None:
+    said = only_fault(lambda: parse_gpus(word))
+    if word == "8xx":
+        assert "'x' is no known GPU" in said
+    else:
+        assert said.startswith(f"--gpus {word}: is not a count, an x and the name of a GPU")
+    assert all(name in said for name in GPUS)
+
+
+def test_the_nearest_name() -> None:
+    said = only_fault(lambda: parse_gpus("8xh100"))
+    assert "'h100' is no known GPU. Did you mean H100-80? Known here: A100-40, " in said
+    said = only_fault(lambda: parse_gpus("8xT4"))
+    assert said.count("Known here") == 1
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--node-gpus 0", {"node_gpus": 0}),
+        ("--node-gbits -1.0", {"node_gbits": -1.0}),
+        ("--node-memory 0", {"node_memory_gib": 0}),
+    ],
+)
+def test_machines_that_are_none(flag: str, words: dict[str, int]) -> None:
+    said = only_fault(lambda: parse_gpus("8xH100-80", **words))
+    assert said == f"{flag}: is not above 0. Leave it out for the usual one."
