@@ -10,6 +10,7 @@ examples:
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `plan.py show ... | head` is no failure
     options = arguments()
     return options.do(options)
 
