@@ -23,6 +23,12 @@ def main() -> int:
     if args.hostfile is not None:
         return check_hosts(args)
     check_world_size(args.expect_ranks)
+    if args.dry_run and args.numerics:
+        return _show_command()
+    if args.numerics:
+        from gpt2_ds.train.preflight import numerics  # torch: after the quick checks
+
+        numerics.check_and_leave()
     plan = resolve_run(
         args.recipe,
         world_size=world_size(),
@@ -31,13 +37,17 @@ def main() -> int:
         run_dir=args.run_dir,
     )
     if args.dry_run:
-        if rank() == 0:
-            print(shlex.join([sys.executable, *sys.argv]))
-        return EXIT_DONE
+        return _show_command()
 
-    from gpt2_ds.train.preflight.every_rank import check_and_leave  # torch: after the quick checks
+    from gpt2_ds.train.preflight.every_rank import check_and_leave
 
     check_and_leave(plan)
+
+
+def _show_command() -> int:
+    if rank() == 0:
+        print(shlex.join([sys.executable, *sys.argv]))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ WRONG_RELEASES = (
         "DeepSpeed #7985",
         "",
         "0.19.0",
-        "carries the last micro-step's gradient into the next update, in bf16 at stage 1",
+        "leaves the last micro-step's gradient out of the average over ranks, in bf16 at stage 1",
         lambda recipe, zero, accumulation: (
             zero.stage == 1
             and recipe.precision.dtype == "bf16"

@@ -10,6 +10,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
 from gpt2_ds.config.batches import Level
@@ -151,3 +152,12 @@ def reduced_gradient_norm(engine: DeepSpeedEngine) -> float | None:
 def loss_scale(engine: DeepSpeedEngine) -> float | None:
     """The fp16 loss scale; None in other formats."""
     return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
+
+
+def full_weights(engine: DeepSpeedEngine) -> list[torch.Tensor]:
+    """The optimizer's weights, whole, in fp32, parameter by parameter; copies. Collective."""
+    weights = []
+    for parameter in engine.module.parameters():
+        held = safe_get_full_fp32_param(parameter)  # None: fp32 at stage 0 has no other weights
+        weights.append((parameter if held is None else held).detach().float().clone())
+    return weights

@@ -93,6 +93,11 @@ def test_wrong_words(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("a slots=2\n")
     for words, said in [
         ((), "launch/preflight.py: got neither --hostfile nor --recipe. Give --hostfile FILE, or"),
+        (
+            ("--numerics", "--recipe", "no.yaml"),
+            "--numerics: is given with --hostfile or --recipe, and looks at neither. Give it ",
+        ),
+        (("--numerics", "--expect-ranks", "2"), "--expect-ranks 2: the launcher started 1 ranks. "),
         (("--hostfile", "no"), "--hostfile no: cannot be read (No such file or directory); "),
         (("--hostfile", "hosts", "--ssh-port", "0"), "--ssh-port 0: is no port. Give 1 to 65535."),
         (
@@ -109,6 +114,16 @@ def test_wrong_words(tmp_path: Path) -> None:
         assert shown.returncode == 2, words
         assert shown.stderr.startswith(f"error: {said}")
         assert shown.stdout == ""
+
+
+def test_a_dry_run_of_the_numerics(tmp_path: Path) -> None:
+    shown = preflight(tmp_path, "--numerics", "--dry-run")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shlex.split(shown.stdout)[1:] == [
+        str(REPOSITORY / "launch/preflight.py"),
+        "--numerics",
+        "--dry-run",
+    ]
 
 
 def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path, witness: Path) -> None:

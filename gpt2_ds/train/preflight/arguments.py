@@ -13,11 +13,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """What was typed.
 
     Raises:
-        UserError: neither a hostfile nor a recipe is named; or a port that is none.
+        UserError: neither a hostfile nor a recipe is named, nor --numerics alone; or a port that is
+            none.
     """
     parser = argparse.ArgumentParser(
         description="Are these machines fit to train? With --hostfile: can each be reached? With "
-        "--recipe: does every rank fit the others and the recipe?",
+        "--recipe: does every rank fit the others and the recipe? With --numerics: does DeepSpeed "
+        "compute here what PyTorch computes?",
         epilog="example: python launch/preflight.py --hostfile hosts && deepspeed --hostfile hosts "
         "launch/preflight.py --recipe recipes/gpt2_124m.yaml --expect-ranks 16. Exit codes: 0 all "
         "is well, or only warnings; 1 a check failed; 2 the input is wrong.",
@@ -30,15 +32,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--template", type=Path, help="how it is sharded: a file of ds_configs/ (the recipe's own)")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     add("--run-dir", type=Path, help="where the run will be written (runs/<recipe name>)")
+    add("--numerics", action="store_true", help="train a small model in every way, and compare")
     add("--expect-ranks", type=int, metavar="N", help="refuse another number of ranks")
     add("--dry-run", action="store_true", help="print the commands that would be run, and stop")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args = parser.parse_args(words)
-    if args.hostfile is None and args.recipe is None:
+    if args.numerics and (args.hostfile or args.recipe):
+        what = "is given with --hostfile or --recipe, and looks at neither"
+        raise user_error("--numerics", what, "Give it alone, under deepspeed.")
+    if args.hostfile is None and args.recipe is None and not args.numerics:
         raise user_error(
             "launch/preflight.py",
             "got neither --hostfile nor --recipe",
-            "Give --hostfile FILE, or start it with deepspeed and give --recipe FILE.",
+            "Give --hostfile FILE, or start it with deepspeed, --recipe FILE or --numerics.",
         )
     if args.ssh_port is not None and not 1 <= args.ssh_port <= 65535:
         raise user_error(f"--ssh-port {args.ssh_port}", "is no port", "Give 1 to 65535.")
