@@ -152,8 +152,9 @@ def find_hang(
 ) -> Finding | None:
     """A rank that keeps the others waiting.
 
-    It has published nothing for too long; or a main thread has passed no point for too long, and
-    then the culprits are those that have come least far.
+    A main thread has passed no point for too long. The culprits are those of whom nothing was heard
+    for as long, or those that have come least far; of these, if there are, the ones that were not
+    heard of for a quarter of the time.
 
     Args:
         ranks: all of the job.
@@ -162,19 +163,20 @@ def find_hang(
         timeout_seconds: how long is too long.
     """
     here = [one for one in ranks if statuses[one.rank].end is None]
-    silent = [one for one in here if silent_seconds[one.rank] > timeout_seconds]
-    if silent:
-        said = "; ".join(
-            f"{one} is stopped or stuck: nothing was heard of it for "
-            f"{silent_seconds[one.rank]:.0f} s, since {statuses[one.rank].where}"
-            for one in silent
-        )
-        return Finding("hang", [one.rank for one in silent], said)
     idle = {one.rank: statuses[one.rank].idle_seconds + silent_seconds[one.rank] for one in here}
     if max(idle.values(), default=0.0) <= timeout_seconds:
         return None
     places = {one.rank: (statuses[one.rank].step, statuses[one.rank].marks) for one in here}
     last = [one for one in here if places[one.rank] == min(places.values())]
+    unheard = [one for one in here if silent_seconds[one.rank] > timeout_seconds]
+    unheard = unheard or [one for one in last if silent_seconds[one.rank] > timeout_seconds / 4]
+    if unheard:
+        said = "; ".join(
+            f"{one} is stopped or stuck: nothing was heard of it for "
+            f"{silent_seconds[one.rank]:.0f} s, since {statuses[one.rank].where}"
+            for one in unheard
+        )
+        return Finding("hang", [one.rank for one in unheard], said)
     if len(last) == len(here) > 1:
         said = (
             f"all ranks hang in {statuses[last[0].rank].where}: nothing was done for "

@@ -99,6 +99,20 @@ def test_a_rank_alone_is_named() -> None:
     assert found.sentence.startswith("rank 0 on host0 (pid 100) hangs in step 7")
 
 
+def test_one_that_is_not_heard_of_is_to_blame_at_a_common_place() -> None:
+    """A stopped rank: the others wait for it where it stands, since a little longer."""
+    found = hang([idle(7, 2, 22.0)] * 4, [0.5, 8.5, 0.5, 1.0])
+    assert found == Finding(
+        "hang",
+        [1],
+        "rank 1 on host0 (pid 101) is stopped or stuck: nothing was heard of it for 8 s, since "
+        "step 7 while averaging",
+    )
+    found = hang([idle(7, 2, 31.0), idle(7, 1, 31.0), *[idle(7, 2, 31.0)] * 2], [0, 0, 8.5, 0])
+    assert found is not None
+    assert found.ranks == [1]  # rank 2 was heard of late, and has come further
+
+
 def test_who_left_hangs_no_more() -> None:
     gone = idle(1, 1, 99.0, "left")
     assert hang([gone, idle(7, 2, 1.0), idle(7, 2, 1.0), gone], [99.0, 0.0, 0.0, 99.0]) is None
