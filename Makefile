@@ -7,7 +7,7 @@ check: ## format, lint, types, quick tests
 	python -m pytest -q -m "not heavy and not benchmark and not faults"
 
 test: ## everything but the timing bounds
-	python -m pytest
+	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 benchmark: ## timing bounds; alone, on a quiet machine
 	python -m pytest -m benchmark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,20 @@ def tinyshakespeare() -> Path:
     if not path.is_file():
         pytest.skip("tinyshakespeare is not here: set TINYSHAKESPEARE to the file")
     return path
+
+
+_HOSTS = ("test_two_hosts", "test_slurm")  # network namespaces, daemons
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `-n`: files side by side, the slow ones first; those that make hosts in turn."""
+    if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    groups = {
+        item.path: "hosts" if item.path.name.startswith(_HOSTS) else str(item.path)
+        for item in items
+    }
+    heavy = Counter(groups[item.path] for item in items if item.get_closest_marker("heavy"))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+    items.sort(key=lambda item: -heavy[groups[item.path]])

@@ -29,7 +29,8 @@ COMMANDS = [
 ]
 SET_UP = "python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
 TRAIN = f"{SET_UP} && deepspeed launch/train.py --recipe recipes/quickstart.yaml"
-TEST = f"{SET_UP} -r requirements-dev.txt && python -m pytest"
+PYTEST = "python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder"
+TEST = f"{SET_UP} -r requirements-dev.txt && {PYTEST}"
 
 
 def test_the_first_two_commands_are_to_train_and_to_test() -> None:

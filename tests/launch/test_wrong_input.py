@@ -17,7 +17,7 @@ from tests.config.small_recipe import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 2.0
-ATTEMPTS = 3
+ATTEMPTS = 5  # on a busy machine
 
 
 class Workplace:

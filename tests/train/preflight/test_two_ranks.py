@@ -44,7 +44,7 @@ def scenarios(data: Path, folder: Path) -> dict[str, Any]:
 
     def sluggish(device: torch.device) -> float:
         speed = matmul_flops(device)
-        return speed / 4 if odd else speed
+        return speed / 50 if odd else speed
 
     found: dict[str, Any] = {
         "clocks": clocks(apart, clock(0)),
