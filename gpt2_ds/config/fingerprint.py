@@ -25,7 +25,13 @@ NOT_IN_FINGERPRINT = (
 )
 """Keys and sections in which two recipes of one run may differ: they do not change its result."""
 
-NEUTRAL = {"batch.ramp": None, "data.sources": None, "data.lanes": 0}
+NEUTRAL = {
+    "batch.ramp": None,
+    "data.sources": None,
+    "data.lanes": 0,
+    "optimizer.muon_lr": None,
+    "optimizer.muon_momentum": None,
+}
 """Keys that came after the first release, with the value that means what no key meant before: so
 that runs begun before go on."""
 

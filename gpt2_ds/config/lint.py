@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from gpt2_ds.config.derive import vocabulary_size
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.findings import Finding, Job
+from gpt2_ds.config.lint_muon import muon
 from gpt2_ds.config.numbers import round_up
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from gpt2_ds.config.releases import WRONG_RELEASES, installed_deepspeed
@@ -70,13 +71,12 @@ def _nvme(job: Job) -> Iterator[Finding]:
                 "DeepSpeed's documentation of buffer_count",
             )
         if job.zero.stage == 3:
-            # The engine leaves out _load_zero_checkpoint, and copies the swapped files alone.
             yield job.warning(
                 "offload_optimizer.device",
-                "is nvme: a run that goes on from a checkpoint takes other steps than one that was "
-                "never stopped, as DeepSpeed loads neither step counters nor parts below 1 MiB",
-                "Train without a stop, or set offload_optimizer.device to cpu; offload_param may "
-                "stay on nvme.",
+                "is nvme: this run cannot go on from its own checkpoints, as DeepSpeed loads "
+                "neither step counters nor parts below 1 MiB of them",
+                "After a stop go on with ds_configs/zero3_offload.json, or set it to cpu now; "
+                "offload_param may stay on nvme.",
                 "seen in 0.19.8: loss 4.671 for 4.607 two steps later",
             )
     if parameters is not None and parameters.device == "nvme":
@@ -229,6 +229,7 @@ RULES = (
     _quantized,
     _keys_of_another_stage,
     _sums_in_16_bits,
+    muon,
     _releases,
 )
 """Each asks one thing of a job, in the order of their findings."""

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-_LARGEST = 2**63 - 1  # what numpy and torch can hold
-Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
-NotNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+from gpt2_ds.config.optimizer_section import OptimizerSection
+from gpt2_ds.config.section import (
+    Fraction,
+    NotNegative,
+    NotNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+)
+
 Dtype = Literal["fp32", "bf16", "fp16"]
-NotNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A strict, frozen mapping that refuses keys it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
 
 
 class ModelSection(Section):
@@ -104,7 +100,7 @@ class DataSection(Section):
     Not part of what makes two recipes differ: the data's own fingerprint is."""
     sources: dict[SourceName, SourceSection] | None = None
     """Several datasets, mixed by weight; each goes through its own epochs. Instead of path."""
-    phases: list[PhaseSection] = []
+    phases: list[PhaseSection] = Field(default_factory=list)
     """Other weights of the sources from some point of the run on, in order."""
     seq_length: Positive
     """Tokens of one training sequence; at most model.n_positions."""
@@ -141,23 +137,6 @@ class BatchSection(Section):
     """Sequences of a forward pass of one rank; fewer where a stair of the ramp has too few."""
     ramp: RampSection | None = None
     """Not set: every step has global_batch_tokens."""
-
-
-class OptimizerSection(Section):
-    """The update rule. Weight decay acts on matrices only: not on biases and LayerNorm."""
-
-    name: Literal["adamw"] = "adamw"
-    """AdamW (https://arxiv.org/abs/1711.05101)."""
-    lr: PositiveFloat
-    """Peak learning rate, reached after the warm-up."""
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    """Decay rates of Adam's first and second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: NotNegativeFloat
-    """Share of each matrix taken off per step, times the learning rate."""
-    gradient_clipping: NotNegativeFloat
-    """Largest global L2 norm of the gradient; 0 switches clipping off."""
 
 
 class Schedule(Section):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gpt2_ds.config.recipe import NotNegative, Positive, PositiveFloat, Section
+from gpt2_ds.config.section import NotNegative, Positive, PositiveFloat, Section
 
 Host = Literal["cpu", "nvme"]
 

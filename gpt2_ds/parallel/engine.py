@@ -16,6 +16,7 @@ from torch import nn
 from gpt2_ds.config.batches import Level
 from gpt2_ds.config.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+from gpt2_ds.parallel.muon import keep_momentum, muon_within_blocks, rate_factor
 from gpt2_ds.parallel.process_group import local_device
 
 
@@ -89,7 +90,10 @@ def build_engine(
     """
     model = build_model(config, deepspeed_config, seed)
     decay, no_decay = parameter_groups(model)
-    with redirect_stdout(StringIO()):  # its bf16 optimizer prints memory tables on every rank
+    with (
+        redirect_stdout(StringIO()),  # its bf16 optimizer prints memory tables on every rank
+        muon_within_blocks(deepspeed_config),
+    ):
         engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=[
@@ -99,6 +103,7 @@ def build_engine(
             config=deepspeed_config,
             dist_init_required=False,
         )
+    keep_momentum(engine)
     # The engine's own events say the learning rate against samples, and no loss (0.19.8). The
     # monitor stays usable: this project writes its metrics through it.
     engine.monitor.enabled = False
@@ -127,9 +132,10 @@ def set_batch(engine: DeepSpeedEngine, batch: Level) -> None:
 
 
 def set_learning_rate(engine: DeepSpeedEngine, learning_rate: float) -> None:
-    """The rate of the next update, for every parameter group."""
+    """The rate of the next update, for every parameter group; Muon's in proportion to its peak."""
+    params = engine.optimizer_params() or {}
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * rate_factor(group, params)
 
 
 def gradient_norm(engine: DeepSpeedEngine) -> float | None:

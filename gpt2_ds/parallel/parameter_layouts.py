@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from gpt2_ds.config.errors import RunError
 
 Moment = Literal["exp_avg", "exp_avg_sq"]
 Key = Literal["weight", "exp_avg", "exp_avg_sq"]
@@ -112,15 +115,29 @@ class CutGroups:
 class CutParameters:
     """Stage 3: each parameter is cut into equal parts by rank, the last ones padded.
 
-    A rank's parts lie behind each other in rows that `sub_group_size` limits.
+    A rank's parts lie behind each other in rows that `sub_group_size` limits. Rows that were on an
+    NVMe disk have a file for each key, named by the numbers of the row's first and last parameter.
 
     Args:
         shapes: of the parameters of each row, in its order.
         ranks: the optimizer's state that each rank wrote.
+        names: of all parameters, in the module's order, by which DeepSpeed numbers them.
+        swapped: folder of the rows that were on a disk.
     """
 
-    def __init__(self, shapes: list[dict[str, torch.Size]], ranks: list[dict[str, Any]]) -> None:
-        self._ranks = ranks
+    def __init__(
+        self,
+        shapes: list[dict[str, torch.Size]],
+        ranks: list[dict[str, Any]],
+        names: list[str],
+        swapped: Path,
+    ) -> None:
+        self._ranks, self._swapped = ranks, swapped
+        number = {name: position for position, name in enumerate(names)}
+        self._file = [
+            f"{number.get(next(iter(row)))}_{number.get(next(reversed(row)))}.tensor.swp"
+            for row in shapes
+        ]
         self._place: dict[str, tuple[int, int, int]] = {}  # row, first element, whole size
         for row, group in enumerate(shapes):
             offset = 0
@@ -138,7 +155,20 @@ class CutParameters:
                 values = states["fp32_flat_groups"][row].detach()
             else:
                 values = states["optimizer_state_dict"]["state"][row][key]
+            if own and not values.numel():
+                values = self._on_disk(rank, row, key)
             yield values[offset : offset + own]
+
+    def _on_disk(self, rank: int, row: int, key: Key) -> Tensor:
+        name = self._file[row] if key == "weight" else f"{key}-{self._file[row]}"
+        path = self._swapped / f"rank{rank:02d}" / name
+        if not path.exists():
+            raise RunError(
+                f"{path}: not there. Restore it from a copy, or remove this checkpoint to go on "
+                "from the one before."
+            )
+        size = path.stat().st_size // torch.float32.itemsize
+        return torch.from_file(str(path), size=size, dtype=torch.float32)  # mapped, not read
 
     def state(self, name: str) -> dict[str, Any]:
         """See `Layout`."""

@@ -37,8 +37,7 @@ class ParameterStates:
             loaded as such.
 
     Raises:
-        RunError: a file is missing, the optimizer's state was on NVMe, or the files are laid out
-            in a way that is not known here.
+        RunError: a file is missing, or the files are laid out in a way that is not known here.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -46,7 +45,6 @@ class ParameterStates:
         self._model = _read(self._model_file())
         if missing := sorted(_MODEL_KEYS - self._model.keys()):
             raise self._unknown(f"the model's state lacks {', '.join(missing)}")
-        self._refuse_nvme()
         self._order = [name for name in self._model["module"] if name not in self.tied]
         self._layout = self._find_layout()
 
@@ -143,6 +141,12 @@ class ParameterStates:
         return self.part(name, key, 0, shape.numel()).view(shape)
 
     def _state(self, name: str) -> dict[str, Any]:
+        if self._model["ds_config"].get("optimizer", {}).get("type") == "Muon":
+            raise RunError(
+                f"{self._checkpoint}: it was written with optimizer.name muon, and only Adam's "
+                "state can be read here; the weights can. Go on with the same template on the same "
+                "number of ranks."
+            )
         offload = self._zero.get("offload_optimizer") or {}
         if offload.get("ratio", 1.0) < 1.0 and self._zero["stage"] == 3:
             raise RunError(
@@ -184,20 +188,13 @@ class ParameterStates:
             return Replicated(self._model, self._order)
         first = self._optimizer_states[0]
         if "fp32_flat_groups" in first:
-            return CutParameters(self._model["param_shapes"], self._optimizer_states)
+            swapped = self._checkpoint / "offloaded_tensors"
+            shapes = self._model["param_shapes"]
+            return CutParameters(shapes, self._optimizer_states, self._order, swapped)
         aligned = any(map(any, first.get("param_alignment_paddings", [])))
         if isinstance(first.get("base_optimizer_state"), dict) and not aligned:
             return CutGroups(self._model["param_shapes"], self._optimizer_states)
         raise self._unknown(f"the optimizer's state holds {', '.join(sorted(first))}")
-
-    def _refuse_nvme(self) -> None:
-        offload = self._zero.get("offload_optimizer") or {}
-        if offload.get("device") == "nvme":
-            raise RunError(
-                f"{self._checkpoint}: it was written with zero_optimization.offload_optimizer."
-                "device nvme, whose weights are not in these files. Go on with the same template "
-                "on the same number of ranks."
-            )
 
     def _unknown(self, found: str) -> RunError:
         return RunError(

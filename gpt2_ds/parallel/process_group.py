@@ -134,7 +134,7 @@ def spare_compiler() -> None:
 
     deepspeed.initialize (0.19.8) imports its Muon optimizer, which marks functions for
     torch.compile where it defines them: two seconds of every rank's start, and many on a busy
-    machine. They stay plain functions here; no recipe uses them.
+    machine. They stay plain functions here; Muon's update runs uncompiled.
     """
     compiler = importlib.import_module("deepspeed.runtime.compiler")
     marked = getattr(compiler, "compile", None)

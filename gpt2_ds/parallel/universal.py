@@ -36,6 +36,7 @@ def write_universal(checkpoint: Path, out: Path) -> None:
     if out.exists():
         raise user_error(str(out), "there already", "Name another folder, or remove this one.")
     states = ParameterStates(checkpoint)
+    states.step(states.names()[0])  # raises before anything is written
     partial = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     for name in states.names():

@@ -40,7 +40,7 @@ class ModelStates(NamedTuple):
     Args:
         parameters: weights in the recipe's format.
         gradients: of all micro-steps so far.
-        optimizer: its own fp32 weights and Adam's two moments.
+        optimizer: its own fp32 weights, and Adam's two moments or Muon's one.
     """
 
     parameters: Memory
@@ -79,7 +79,8 @@ def model_states(plan: RunPlan) -> ModelStates:
       in fp32 for the update. At stages 1 and 2 it has its share of the weights again, on the host,
       and 16-bit gradients that add up in fp32 do so on the device.
 
-    Not counted: activations, buckets, and copies of a checkpoint that is being written.
+    Not counted: activations, buckets, copies of a checkpoint that is being written, and what Muon
+    copies for an update.
     """
     zero, n, ranks = plan.template.zero_optimization, *_sizes(plan)
     number, reduced = number_bytes(plan), reduced_bytes(plan)
@@ -89,10 +90,24 @@ def model_states(plan: RunPlan) -> ModelStates:
         persistent += n * number // zero.zero_hpz_partition_size  # hpZ's second share
     both = reduced + (number if reduced != number and zero.stage <= 1 else 0)
     gradients = n * both // (ranks if zero.stage >= 2 else 1)
-    masters = FP32_BYTES if zero.stage >= 1 else 0
-    optimizer = n * (masters + _ADAM_BYTES) // (ranks if zero.stage >= 1 else 1)
+    masters = n * FP32_BYTES if zero.stage >= 1 else 0
+    optimizer = (masters + _moments(plan)) // (ranks if zero.stage >= 1 else 1)
     states = ModelStates(Memory(weights + persistent), Memory(gradients), Memory(optimizer))
     return _offloaded(plan, states, weights)
+
+
+def _moments(plan: RunPlan) -> int:
+    """Bytes of all that the optimizer knows of past gradients."""
+    n = plan.derived.n_parameters
+    if plan.recipe.optimizer.name == "adamw":
+        return n * _ADAM_BYTES
+    model, zero = plan.recipe.model, plan.template.zero_optimization
+    in_blocks = model.n_layer * 12 * model.n_embd**2
+    # There DeepSpeed 0.19.8 keeps the momentum in the format in which gradients arrive.
+    as_gradients = zero.stage == 2 or (zero.stage == 1 and reduced_bytes(plan) == 2)
+    as_gradients &= zero.offload_optimizer is None
+    momentum = in_blocks * (number_bytes(plan) if as_gradients else FP32_BYTES)
+    return momentum + (n - in_blocks) * _ADAM_BYTES
 
 
 def _sizes(plan: RunPlan) -> tuple[int, int]:
@@ -144,14 +159,13 @@ def _offloaded(plan: RunPlan, states: ModelStates, weights: int) -> ModelStates:
 def checkpoint_bytes(plan: RunPlan) -> int:
     """About the size of one checkpoint.
 
-    Counted, a parameter: Adam's two moments and the fp32 weight that the optimizer holds (at stage
-    0 the weight itself, once); from stage 1 to 2 also the weight in the recipe's format.
+    Counted, a parameter: Adam's two moments, or Muon's one, and the fp32 weight that the optimizer
+    holds (at stage 0 the weight itself, once); from stage 1 to 2 also the weight in the recipe's
+    format.
     """
     stage = plan.template.zero_optimization.stage
-    per_parameter = _ADAM_BYTES + FP32_BYTES
-    if 1 <= stage <= 2:
-        per_parameter += number_bytes(plan)
-    return plan.derived.n_parameters * per_parameter
+    per_parameter = FP32_BYTES + (number_bytes(plan) if 1 <= stage <= 2 else 0)
+    return plan.derived.n_parameters * per_parameter + _moments(plan)
 
 
 def disk_bytes(plan: RunPlan) -> int:

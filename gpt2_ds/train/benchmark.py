@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt2_ds.config.derive import model_fields
+from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.evaluation.loss import window_loss
@@ -185,8 +186,11 @@ def benchmark(
         plain_torch: measure the plain twin too; one process only.
 
     Raises:
-        UserError: this device cannot train in the recipe's number format, or with a template.
+        UserError: this device cannot train in the recipe's number format, or with a template; the
+            plain twin is wanted of a recipe with Muon.
     """
+    if plain_torch and plans[0].recipe.optimizer.name == "muon":
+        raise user_error("--plain-torch", "has AdamW, and the recipe muon", "Leave it out.")
     for plan in plans:
         check_device(plan)
     contestants: dict[str, Step] = {PLAIN_TORCH: plain_torch_step(plans[0])} if plain_torch else {}

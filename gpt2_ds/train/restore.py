@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt2_ds.config.errors import Fault, RunError, UserError
+from gpt2_ds.config.errors import Fault, RunError, UserError, agreed, user_error
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
@@ -71,7 +72,8 @@ def load_newest(
         until_step: look only at checkpoints up to this step, and leave the run directory alone.
 
     Raises:
-        UserError: the checkpoint is of another recipe or other data, or holds what it must not.
+        UserError: the checkpoint is of another recipe or other data, or holds what it must not; or
+            DeepSpeed cannot load it with this template, or on so many ranks.
         RunError: there are checkpoints and all are damaged; or what was loaded is not what was
             saved.
     """
@@ -79,6 +81,8 @@ def load_newest(
     folders = by_rank_0(lambda: _candidates(plan, looking), mark)
     if until_step is not None:
         folders = [each for each in folders if int(each[0].name.partition("_")[2]) <= until_step]
+    if folders:
+        _refuse_disk(plan)
     passed_over: list[Path] = []
     for path, manifest in folders:
         bad = _damage(path, manifest)
@@ -157,12 +161,30 @@ def _check_together(
         raise UserError(*dict.fromkeys(fault for part in found for fault in part))
 
 
+def _refuse_disk(plan: RunPlan) -> None:
+    """The engine leaves out _load_zero_checkpoint, and copies the swapped files alone (0.19.8)."""
+    offload = plan.template.zero_optimization.offload_optimizer
+    if offload is not None and offload.device == "nvme":
+        raise agreed(
+            user_error(
+                f"{plan.template_file}: zero_optimization.offload_optimizer.device",
+                f"is nvme, and {plan.run_dir} holds checkpoints, from which DeepSpeed 0.19.8 then "
+                "loads neither Adam's step counters nor parts below 1 MiB",
+                "Set it to cpu, as ds_configs/zero3_offload.json does, to go on from them; or begin"
+                " a new run with --run-dir runs/NAME.",
+            )
+        )
+
+
 def _load(plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest) -> None:
     same_form = (manifest.world_size, manifest.zero_stage) == (
         world_size(),
         plan.template.zero_optimization.stage,
     )
-    if manifest.layout in ("", layout_of(plan, engine)) and same_form:
+    same_layout = manifest.layout in ("", layout_of(plan, engine))
+    if plan.recipe.optimizer.name == "muon" and not (same_form and same_layout):
+        raise _cannot_cut_anew(plan, path, manifest, layout_of(plan, engine))
+    if same_form and same_layout:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
             raise RunError(f"{path}: DeepSpeed could not load it. Restore a copy of it.")
@@ -172,6 +194,27 @@ def _load(plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest) 
         f"loading it into {world_size()} at stage {plan.template.zero_optimization.stage}"
     )
     load_elastic(engine, ParameterStates(path))
+
+
+def _cannot_cut_anew(
+    plan: RunPlan, path: Path, manifest: CheckpointManifest, layout: str
+) -> UserError:
+    """Muon's momentum lies otherwise at each stage, and `load_elastic` reads Adam's state alone."""
+    stage = manifest.zero_stage
+    there, here = json.loads(manifest.layout or "{}"), json.loads(layout)
+    before, now = there.get("zero_optimization", {}), here["zero_optimization"]
+    names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    other = f" and another {', '.join(names)}" if names and stage == now["stage"] else ""
+    ranks = [f"{n} rank{'s' * (n > 1)}" for n in (manifest.world_size, world_size())]
+    return agreed(
+        user_error(
+            str(path),
+            f"a run with Muon goes on only as it was saved, by {ranks[0]} at ZeRO stage {stage}; "
+            f"this job has {ranks[1]} at stage {now['stage']} with {plan.template_file}{other}",
+            f"Go on with {ranks[0]} and the template of stage {stage} that it was saved with, or "
+            "begin a new run with --run-dir runs/NAME.",
+        )
+    )
 
 
 def _load_random_states(plan: RunPlan, path: Path, manifest: CheckpointManifest) -> None:

@@ -118,7 +118,13 @@ def test_every_recipe_resolves_with_every_template(path: Path, template: Path) -
         except UserError as error:
             for fault in error.faults:
                 said = str(fault)
-                words = ("Values that work", "World sizes", "stage: is 0", "Set it to at least")
+                words = (
+                    "Values that work",
+                    "World sizes",
+                    "stage: is 0",
+                    "Set it to at least",
+                    "Muon",
+                )
                 assert any(each in said for each in words)
                 too_small |= "buffer_size" in said
             continue
@@ -128,4 +134,5 @@ def test_every_recipe_resolves_with_every_template(path: Path, template: Path) -
         assert plan.deepspeed(cpu_adam=False)["train_batch_size"] == plan.derived.global_batch_size
     stage = load_template(template).zero_optimization.stage
     sixteen_bits = load_recipe(path).recipe.precision.dtype != "fp32"
-    assert resolved or (stage == 0 and sixteen_bits) or too_small
+    muon = load_recipe(path).recipe.optimizer.name == "muon"  # not on NVMe, nor quantized
+    assert resolved or (stage == 0 and sixteen_bits) or too_small or muon

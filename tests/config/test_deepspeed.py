@@ -135,6 +135,38 @@ def test_the_optimizer_is_the_recipes(tmp_path: Path) -> None:
     assert host["zero_force_ds_cpu_optimizer"] is True
 
 
+@pytest.mark.parametrize("cpu_adam", [False, True])
+def test_muon_is_the_recipes(tmp_path: Path, cpu_adam: bool) -> None:
+    plan = resolve_run(
+        small_file(tmp_path),
+        world_size=1,
+        template_file=Path("ds_configs/zero1.json"),
+        overrides=[
+            "optimizer.name=muon",
+            "optimizer.muon_lr=0.02",
+            "optimizer.muon_momentum=0.9",
+            "optimizer.gradient_clipping=0",
+        ],
+    )
+    config = plan.deepspeed(cpu_adam=cpu_adam)
+    assert config["optimizer"] == {
+        "type": "Muon",
+        "params": {
+            "adam_lr": 1e-3,
+            "muon_lr": 0.02,
+            "momentum": 0.9,
+            "ns_method": "gram",
+            "betas": [0.9, 0.95],
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "torch_adam": not cpu_adam,
+        },
+    }
+    assert config["gradient_clipping"] == 0.0
+    assert plan.template.zero_optimization.reduce_scatter
+    assert config["zero_optimization"]["reduce_scatter"] is False
+
+
 def test_monitors_write_into_the_run(tmp_path: Path) -> None:
     text = with_zero(
         '"csv_monitor": {"enabled": true}, "wandb": {"enabled": true}, '

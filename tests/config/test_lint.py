@@ -44,10 +44,10 @@ def said(*args: Any, **others: Any) -> list[str]:
 NVME = {"device": "nvme", "nvme_path": "/x"}
 CPU = {"device": "cpu"}
 RESUMED = (
-    "warning: t.json: zero_optimization.offload_optimizer.device: is nvme: a run that goes on from "
-    "a checkpoint takes other steps than one that was never stopped, as DeepSpeed loads neither "
-    "step counters nor parts below 1 MiB (seen in 0.19.8: loss 4.671 for 4.607 two steps later). "
-    "Train without a stop, or set offload_optimizer.device to cpu; offload_param may stay on nvme."
+    "warning: t.json: zero_optimization.offload_optimizer.device: is nvme: this run cannot go on "
+    "from its own checkpoints, as DeepSpeed loads neither step counters nor parts below 1 MiB of "
+    "them (seen in 0.19.8: loss 4.671 for 4.607 two steps later). After a stop go on with "
+    "ds_configs/zero3_offload.json, or set it to cpu now; offload_param may stay on nvme."
 )
 HPZ = "error: t.json: zero_optimization.zero_hpz_partition_size: "
 

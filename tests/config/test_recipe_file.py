@@ -259,6 +259,8 @@ CHANGED: dict[str, object] = {
     "batch.ramp": RampSection(start_tokens=64, increment_tokens=64, length_tokens=640),
     "tokenizer.name": "gpt2",
     "optimizer.name": "other",
+    "optimizer.muon_lr": 0.02,
+    "optimizer.muon_momentum": 0.95,
     "optimizer.betas": [0.5, 0.5],
     "precision.dtype": "bf16",
     "precision.grad_accum_dtype": "same",

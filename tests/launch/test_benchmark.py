@@ -56,14 +56,22 @@ def test_benchmark_prints_a_row_for_each_contestant(tmp_path: Path) -> None:
 
 
 def test_benchmark_refuses_what_it_cannot_compare() -> None:
-    for command, words in (
-        ("--plain-torch", "--plain-torch: with 2 ranks. Start it with one rank."),
-        ("--steps 0", "--steps: below 1"),
+    muon = (
+        "--set optimizer.name=muon --set optimizer.muon_lr=0.02 --set optimizer.muon_momentum=0.9"
+    )
+    for command, ranks, words in (
+        ("--plain-torch", 2, "--plain-torch: with 2 ranks. Start it with one rank."),
+        (
+            f"--plain-torch {muon} --set optimizer.gradient_clipping=0",
+            1,
+            "--plain-torch: has AdamW, and the recipe muon. Leave it out.",
+        ),
+        ("--steps 0", 2, "--steps: below 1"),
     ):
         shown = run_command(
             f"python launch/benchmark.py --recipe recipes/quickstart.yaml {command}",
             REPOSITORY,
-            ALL_CORES | {"WORLD_SIZE": "2", "RANK": "0"},
+            ALL_CORES | {"WORLD_SIZE": str(ranks), "RANK": "0"},
         )
         assert shown.returncode == 2
         assert words in shown.stderr

@@ -264,13 +264,6 @@ def test_offload_that_cannot_be_read_is_refused(two_ranks: Path) -> None:
         )
     change(*zero, to={"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}})
     assert ParameterStates(two_ranks).step("p1.0") == 7  # stage 2 does not read the ratio
-    change(*zero, to={"stage": 3, "offload_optimizer": {"device": "nvme"}})
-    with pytest.raises(RunError) as caught:
-        ParameterStates(two_ranks)
-    assert str(caught.value) == (
-        f"{two_ranks}: it was written with zero_optimization.offload_optimizer.device nvme, whose "
-        "weights are not in these files. Go on with the same template on the same number of ranks."
-    )
 
 
 def test_the_loss_scale_of_fp16_and_the_counters(two_ranks: Path) -> None:

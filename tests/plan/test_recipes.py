@@ -137,9 +137,25 @@ def test_gpt2(name: str) -> None:
     assert resolved(name, 8).derived.steps == 19_073
 
 
+# https://github.com/KellerJordan/Muon, README: rate, momentum and decay; DeepSpeed #8439: no clip.
+MUON = {
+    "optimizer.name": "muon",
+    "optimizer.muon_lr": 0.02,
+    "optimizer.muon_momentum": 0.95,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.gradient_clipping": 0.0,
+}
+
+
+def test_gpt2_with_muon() -> None:
+    """As gpt2_124m in all else."""
+    assert recipe_values("gpt2_124m_muon") == recipe_values("gpt2_124m") | MUON
+    assert resolved("gpt2_124m_muon", 8).derived == resolved("gpt2_124m", 8).derived
+
+
 def test_every_recipe_of_a_paper_is_in_the_table() -> None:
     shipped = {path.stem for path in RECIPES.glob("gpt*.yaml")}
-    assert shipped == {*GPT2, *GPT3}
+    assert shipped == {*GPT2, *GPT3, "gpt2_124m_muon"}
 
 
 def resolved(name: str, world_size: int, *overrides: str) -> RunPlan:
@@ -254,7 +270,7 @@ def test_the_papers_ramp_is_refused_on_64_ranks_with_what_works(name: str) -> No
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("name", [*GPT2, *GPT3])
+@pytest.mark.parametrize("name", [*GPT2, *GPT3, "gpt2_124m_muon"])
 def test_with_every_template(name: str, template: Path) -> None:
     """What refuses is the template (16-bit training at stage 0), and never the recipe."""
     for line in [Line(name, 16, (), ""), *lines_of(name)]:
@@ -275,7 +291,7 @@ def test_with_every_template(name: str, template: Path) -> None:
             assert sequences * plan.recipe.data.seq_length == full
 
 
-@pytest.mark.parametrize("name", [*GPT2, *GPT3])
+@pytest.mark.parametrize("name", [*GPT2, *GPT3, "gpt2_124m_muon"])
 def test_every_number_has_a_source(name: str) -> None:
     """On its line; those at the end are ours, and a line above says so."""
     text, _, _ = (RECIPES / f"{name}.yaml").read_text().partition("ours, with all that follows")

@@ -100,6 +100,54 @@ def test_a_real_engine_holds_as_much(ranks: int, tmp_path: Path) -> None:
             assert total == pytest.approx(sum(planned.values()), rel=0.05), case
 
 
+MUON = (
+    "optimizer.name=muon",
+    "optimizer.muon_lr=0.02",
+    "optimizer.muon_momentum=0.95",
+    "optimizer.gradient_clipping=0",
+)
+WITH_MUON = [
+    ("zero0", "fp32", "fp32"),
+    ("zero1", "bf16", "fp32"),
+    ("zero1", "bf16", "same"),
+    ("zero2", "fp32", "fp32"),
+    ("zero2", "bf16", "fp32"),
+    ("zero3", "bf16", "fp32"),
+    ("zero2_offload", "bf16", "fp32"),
+]
+
+
+def held_with_muon(folder: Path) -> list[tuple[dict[str, int], RunPlan]]:
+    from tests import small_run
+    from tests.plan.held_states import held
+
+    small_run.SETTINGS += MUON
+    return held(folder, WITH_MUON)
+
+
+@pytest.mark.heavy
+def test_muon_keeps_one_number_for_each_of_a_blocks_matrices(tmp_path: Path) -> None:
+    from tests.ranks import run_ranks
+
+    results = run_ranks(held_with_muon, 2, tmp_path, tmp_path)[0]
+    for case, (real, one) in zip(WITH_MUON, results, strict=True):
+        states = model_states(one)
+        optimizer = states.optimizer.device_bytes + states.optimizer.host_bytes
+        # A matrix on a border at stages 1 and 2 has its momentum on both ranks.
+        near = pytest.approx(optimizer, rel=0.05, abs=4 * 4 * 192 * 192)
+        assert real["optimizer"] == near, case
+        assert real["parameters"] == pytest.approx(states.parameters.device_bytes, rel=0.05), case
+
+
+def test_muons_momentum_is_half_of_adams() -> None:
+    for stage, bytes_each in (("zero1", 4), ("zero2", 2), ("zero3", 4)):
+        adam, muon = plan(stage, 1), plan(stage, 1, *MUON)
+        in_blocks = 12 * 12 * 768**2
+        less = model_states(adam).optimizer.device_bytes - model_states(muon).optimizer.device_bytes
+        assert less == in_blocks * (8 - bytes_each)
+        assert checkpoint_bytes(adam) - checkpoint_bytes(muon) == less
+
+
 def test_what_is_kept() -> None:
     one = plan("zero1", 1, "checkpoint.keep_last=3", "checkpoint.keep_best=false")
     assert checkpoint_bytes(one) == 14 * one.derived.n_parameters

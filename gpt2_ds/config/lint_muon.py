@@ -1,0 +1,58 @@
+"""Where DeepSpeed's Muon is wrong, or was not held against plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpt2_ds.config.findings import Finding, Job
+from gpt2_ds.config.releases import numbers_of
+
+_SINCE = "0.19.8"
+
+
+def muon(job: Job) -> Iterator[Finding]:
+    """What is wrong with Muon; silent where the optimizer is another one."""
+    optimizer, zero = job.recipe.optimizer, job.zero
+    if optimizer.name != "muon":
+        return
+    if optimizer.gradient_clipping > 0:
+        yield Finding(
+            "error",
+            job.loaded.where("optimizer.gradient_clipping"),
+            f"is {optimizer.gradient_clipping} with Muon: DeepSpeed clips the update that Muon "
+            "made of the gradient, which is as large for any gradient",
+            "Set it to 0, which switches clipping off.",
+            "seen in 0.19.8: loss 5.141 for 4.872 after 20 steps; DeepSpeed #8439",
+        )
+    if job.recipe.precision.dtype == "fp16":
+        yield Finding(
+            "error",
+            job.loaded.where("precision.dtype"),
+            "is fp16, in which Muon was not held against plain torch",
+            "Set it to bf16.",
+            "fp32 and bf16 were, in 0.19.8",
+        )
+    if zero.offload_optimizer is not None and zero.offload_optimizer.device == "nvme":
+        yield job.error(
+            "offload_optimizer.device",
+            "is nvme, with which Muon was not held against plain torch",
+            "Set it to cpu.",
+            "cpu was, in 0.19.8",
+        )
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if getattr(zero, key):
+            yield job.error(
+                key,
+                "is true, with which Muon cannot be trained",
+                "Use --template ds_configs/zero3.json.",
+                "read in 0.19.8: a ValueError",
+            )
+    if job.deepspeed is not None and numbers_of(job.deepspeed) < numbers_of(_SINCE):
+        yield Finding(
+            "error",
+            "requirements.txt",
+            f"DeepSpeed {job.deepspeed} has another Muon: none at stage 0, and at stage 3 one step "
+            "for each micro-step",
+            f"Install {_SINCE} or newer: pip install -r requirements.txt.",
+            "DeepSpeed #8441, #8443",
+        )
