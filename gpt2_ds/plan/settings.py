@@ -146,7 +146,7 @@ def _check_partition(plan: RunPlan, cluster: Cluster) -> None:
         raise user_error(
             f"{plan.template_file}: zero_optimization.zero_hpz_partition_size",
             f"is {hpz}, which is no part of {cluster.count} ranks",
-            "Take the GPUs of one machine, of several machines.",
+            "It is for several machines: set it to the GPUs of one.",
         )
 
 
