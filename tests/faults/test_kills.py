@@ -63,7 +63,7 @@ def test_killed_fifty_times(template: str, seed: int, data: Path, tmp_path: Path
     print(f"\nkills of all ranks, {template}: {found}")
 
 
-@pytest.mark.heavy
+@pytest.mark.faults
 def test_one_rank_killed_while_it_saves(data: Path, tmp_path: Path) -> None:
     """Rank 1 is stopped in mid-save, and killed: the checkpoint is not there."""
     settings = (*length(200), "checkpoint.interval_steps=1", "checkpoint.write_behind=false")

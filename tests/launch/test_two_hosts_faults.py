@@ -90,6 +90,7 @@ def test_a_dead_host_ends_the_job_which_goes_on_without_it(
     assert newest_step(started.run_dir) == before + STEPS_TO_THE_END
 
 
+@pytest.mark.faults
 def test_a_cut_link_ends_both_sides(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
     started = start(hosts, data, tmp_path)
     started.until_step(4)

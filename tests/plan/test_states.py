@@ -79,7 +79,7 @@ CASES = [
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.faults)])
 def test_a_real_engine_holds_as_much(ranks: int, tmp_path: Path) -> None:
     from tests.plan.held_states import held
     from tests.ranks import run_ranks
