@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import secrets
 import socket
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,16 @@ import torch
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that is still free when it is used, seconds later.
+
+    Not one that the system hands out by itself (32768 and above): every connection of another test
+    takes one of those.
+    """
+    while True:
+        port = secrets.randbelow(12_000) + 10_000
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def _main(task: bytes, environment: dict[str, str], folder: Path) -> None:
