@@ -34,9 +34,11 @@ def steps(watchdog):
                 time.sleep(600)
             if deed == "pause":
                 time.sleep(4 * timeout_seconds)
-            if deed == "hold":  # the GIL: no thread of this process can run
+            if deed == "hold":  # the GIL, and no signal ends it: no thread of this process can run
                 import ctypes
-                ctypes.PyDLL(None).sleep(600)
+                libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+                libc.pthread_mutex_lock(mutex)
+                libc.pthread_mutex_lock(mutex)
             if deed == "fail":
                 raise RunError("the disk is full")
             if deed == "leave":
