@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -16,12 +17,17 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (
     CheckpointEngine,
 )
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
 from gpt2_ds.config.launcher import local_world_size
 from gpt2_ds.parallel.host_memory import free_memory
 
 _MEMORY_SHARE = 0.8
+
+# By its value, in every Python: 3.11.0 to 3.11.3 pickle an Enum as a call of builtins.getattr, which
+# `pickles.py` must refuse.
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 Keep = Callable[[Any, Path], None]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.testing import assert_close
 
 from gpt2_ds.parallel import captured_state
@@ -20,6 +21,7 @@ from gpt2_ds.parallel.captured_state import (
     copy_state,
     fits_in_memory,
 )
+from gpt2_ds.parallel.pickles import unknown_globals
 from tests.ranks import run_ranks
 from tests.small_run import small_plan
 
@@ -85,6 +87,12 @@ def test_memory_that_is_there_already_needs_no_room(monkeypatch: pytest.MonkeyPa
     copy_state(state, buffers)
     buffers.reuse()
     assert fits_in_memory(state, buffers)
+
+
+def test_a_stage_is_saved_by_its_value(tmp_path: Path) -> None:
+    torch.save([*ZeroStageEnum], tmp_path / "x.pt")  # Debian 12 has Python 3.11.2, see there
+    assert unknown_globals(tmp_path / "x.pt") == []
+    assert torch.load(tmp_path / "x.pt", weights_only=False) == [0, 1, 2, 3]
 
 
 def test_the_catcher_does_not_load() -> None:
