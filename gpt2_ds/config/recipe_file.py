@@ -51,13 +51,16 @@ class LoadedRecipe:
         return "--set" if _is_override(key, self.origins) else self.origins.get(key, "default")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), *, twin: bool = False) -> LoadedRecipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), *, twin_ranks: int | None = None
+) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file.
         overrides: `section.key=value` words, each with the same rules as the file.
-        twin: make it small first (`twin_values`); the overrides change the twin.
+        twin_ranks: make it small first, for so many ranks (`twin_values`); the overrides change
+            the twin. None: leave it as it is.
 
     Raises:
         UserError: every mistake of the file and the overrides at once.
@@ -65,8 +68,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, twin: bool = False
     file = str(path)
     values, lines = parse_yaml(read_text(path, "recipe", ".yaml"), file)
     origins = {".".join(key): f"{file}:{line}" for key, line in lines.items()}
-    if twin:
-        small = twin_values(load_recipe(path).recipe)
+    if twin_ranks is not None:
+        small = twin_values(load_recipe(path).recipe, twin_ranks)
         before = dict(flatten(values))
         origins |= {
             key: "--twin" for key, value in flatten(small) if before.get(key, value) != value
@@ -87,7 +90,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, twin: bool = False
                 faults.append(fault)
     if faults:
         raise UserError(*faults)
-    return LoadedRecipe(recipe, file, origins, twin)
+    return LoadedRecipe(recipe, file, origins, twin_ranks is not None)
 
 
 def _apply_override(values: dict[str, Any], origins: dict[str, str], override: str) -> None:

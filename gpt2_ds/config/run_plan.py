@@ -80,7 +80,7 @@ def resolve_run(
     """
     faults: list[Fault] = []
     findings: list[Finding] = []
-    loaded = load_recipe(recipe_file, overrides, twin=twin)
+    loaded = load_recipe(recipe_file, overrides, twin_ranks=max(world_size, 1) if twin else None)
     chosen = template_file or Path(loaded.recipe.template)
     template: Template | None = None
     derived: Derived | None = None

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from gpt2_ds.config.batches import step_ends_near
+from gpt2_ds.config.numbers import round_up
 from gpt2_ds.config.recipe import BatchSection, RampSection, Recipe
 
 _SEQ_LENGTH = 32
-_FULL_BATCH_TOKENS = 8 * _SEQ_LENGTH  # with a ramp from 4 sequences: shared by 1, 2 and 4 ranks
-_STAIR_TOKENS = 4 * _SEQ_LENGTH
+_SEQUENCES = 8  # of the full batch; with a ramp from half of it, shared by 1, 2 and 4 ranks
 _STEPS = 50
 _LEAST_INTERVAL_STEPS = 10
 _LOSS_CHUNK_SIZE = 32
 
 
-def twin_values(recipe: Recipe) -> dict[str, Any]:
+def twin_values(recipe: Recipe, ranks: int) -> dict[str, Any]:
     """The recipe at 0.95M parameters and 50 full steps, on Python's standard library.
 
     What stays is what a rehearsal is for: template, precision, activation checkpointing, optimizer,
@@ -25,6 +25,7 @@ def twin_values(recipe: Recipe) -> dict[str, Any]:
 
     Args:
         recipe: the large one.
+        ranks: that the twin will train on: up to 4 share 8 sequences a step, of more each has two.
 
     Returns:
         All values of the twin, as a recipe file would hold them.
@@ -46,8 +47,7 @@ def twin_values(recipe: Recipe) -> dict[str, Any]:
         "phases": [],
         "seq_length": _SEQ_LENGTH,
     }
-    share = _STEPS * _FULL_BATCH_TOKENS / recipe.schedule.total_tokens
-    batch = _batch(recipe, share)
+    batch = _batch(recipe, ranks)
     values["batch"] = batch.model_dump()
     values["schedule"] |= _lengths(recipe, batch)
     steps = _STEPS * recipe.batch.global_batch_tokens / recipe.schedule.total_tokens
@@ -64,15 +64,17 @@ def twin_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _batch(recipe: Recipe, share: float) -> BatchSection:
+def _batch(recipe: Recipe, ranks: int) -> BatchSection:
     ramp = recipe.batch.ramp
+    full_tokens = round_up(_SEQUENCES, 2 * ranks) * _SEQ_LENGTH
+    share = _STEPS * full_tokens / recipe.schedule.total_tokens
     return BatchSection(
-        global_batch_tokens=_FULL_BATCH_TOKENS,
+        global_batch_tokens=full_tokens,
         micro_batch_size=2,
         ramp=ramp
         and RampSection(
-            start_tokens=_STAIR_TOKENS,
-            increment_tokens=_STAIR_TOKENS,
+            start_tokens=full_tokens // 2,
+            increment_tokens=full_tokens // 2,
             length_tokens=max(1, round(ramp.length_tokens * share)),
         ),
     )
@@ -80,14 +82,15 @@ def _batch(recipe: Recipe, share: float) -> BatchSection:
 
 def _lengths(recipe: Recipe, batch: BatchSection) -> dict[str, int]:
     """The schedule's lengths, in the recipe's proportions; a warm-up has at least one step."""
-    total = step_ends_near(batch, _STEPS * _FULL_BATCH_TOKENS)[0]
+    full_tokens = batch.global_batch_tokens
+    total = step_ends_near(batch, _STEPS * full_tokens)[0]
     lengths = {
         key: round(tokens * total / recipe.schedule.total_tokens)
         for key, tokens in recipe.schedule.model_dump().items()
         if key.endswith("_tokens")
     }
     if recipe.schedule.warmup_tokens:
-        lengths["warmup_tokens"] = max(_FULL_BATCH_TOKENS, lengths["warmup_tokens"])
+        lengths["warmup_tokens"] = max(full_tokens, lengths["warmup_tokens"])
     for later in ("stable_tokens", "decay_tokens"):
         if later in lengths:
             lengths[later] = max(lengths["warmup_tokens"], lengths[later])

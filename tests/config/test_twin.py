@@ -29,14 +29,14 @@ MAY_DIFFER = {
 
 
 def both(path: Path) -> tuple[Recipe, Recipe]:
-    return load_recipe(path).recipe, load_recipe(path, twin=True).recipe
+    return load_recipe(path).recipe, load_recipe(path, twin_ranks=1).recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8, 48, 1024])
 def test_every_recipe_has_one(path: Path, world_size: int) -> None:
     large, small = both(path)
-    derived = derive(load_recipe(path, twin=True), world_size)
+    derived = derive(load_recipe(path, twin_ranks=world_size), world_size)
     assert 0.9e6 < derived.n_parameters < 1.1e6
     assert 45 <= derived.steps <= 55
     ours, theirs = dict(flatten(small.model_dump())), dict(flatten(large.model_dump()))
@@ -45,6 +45,13 @@ def test_every_recipe_has_one(path: Path, world_size: int) -> None:
     )
     assert bool(small.model.loss_chunk_size) == bool(large.model.loss_chunk_size)
     assert bool(small.evaluation.sample_tokens) == bool(large.evaluation.sample_tokens)
+
+
+def test_up_to_four_ranks_have_the_same_twin() -> None:
+    path = REPOSITORY / "recipes/gpt3_1.3b.yaml"
+    twins = [load_recipe(path, twin_ranks=ranks).recipe for ranks in (1, 2, 4, 8)]
+    assert twins[0] == twins[1] == twins[2] != twins[3]
+    assert twins[3].batch.global_batch_tokens == 2 * 8 * 32
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -110,7 +117,7 @@ def test_other_schedules_keep_their_order(name: str, tmp_path: Path) -> None:
 
 def test_its_values_say_where_they_are_from_and_set_changes_the_twin(tmp_path: Path) -> None:
     file = small_file(tmp_path)
-    loaded = load_recipe(file, ["model.n_layer=3"], twin=True)
+    loaded = load_recipe(file, ["model.n_layer=3"], twin_ranks=1)
     assert loaded.name == "small_twin"
     assert (loaded.recipe.model.n_layer, loaded.origin("model.n_layer")) == (3, "--set")
     assert loaded.origin("model.n_embd") == "--twin"
