@@ -60,14 +60,10 @@ def logits_bytes(plan: RunPlan, micro_batch_size: int) -> int:
     return rows * plan.derived.padded_vocab_size * _LOGIT_BYTES
 
 
-def working_bytes(plan: RunPlan, micro_batch_size: int, *, checkpointing: bool) -> int:
-    """What comes and goes while all that is kept is there: the loss's logits, or one block's
-    backward, whichever is more; with checkpointing, that block's own activations too.
-    """
+def backward_bytes(plan: RunPlan, micro_batch_size: int, *, checkpointing: bool) -> int:
+    """What comes and goes in one block's backward; with checkpointing its own activations too."""
     backward = _BACKWARD_WIDTHS * _unit_bytes(plan, micro_batch_size)
-    if checkpointing:
-        backward += block_bytes(plan, micro_batch_size)
-    return max(logits_bytes(plan, micro_batch_size), backward)
+    return backward + (block_bytes(plan, micro_batch_size) if checkpointing else 0)
 
 
 def _unit_bytes(plan: RunPlan, micro_batch_size: int) -> int:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, user_error
-from gpt2_ds.plan.flops import flops_per_token
 from gpt2_ds.plan.gpus import GIB, GPUS, Cluster, parse_gpus
 from gpt2_ds.plan.memory import DeviceParts
 from gpt2_ds.plan.picture import Bar, bars, write_page
 from gpt2_ds.plan.schedule import curves
 from gpt2_ds.plan.settings import Setting, Settings, settings
 from gpt2_ds.plan.show import add_recipe_arguments
-from gpt2_ds.plan.speed import MEASURED_GPUS
+from gpt2_ds.plan.speed import (
+    DEEPSPEED_TOOK,
+    DEEPSPEED_TOOK_FAR,
+    MEASURED_GPUS,
+    MEASURED_KINDS,
+)
 from gpt2_ds.plan.states import checkpoint_bytes, disk_bytes
 from gpt2_ds.plan.what_would import what_would
 
 _DAY = 86400
-_FURTHER = (
-    "On 384 to 2,240 the ZeRO-3 of 2021 took 1.6 to 5 times as long as predicted "
-    "(arxiv.org/abs/2104.04473, table 2): measure a few steps before you pay"
-)
+_CHUNK_WORTH = 0.1  # of a GPU: so much of logits is worth a hint
+_TOKEN_BYTES = 2
 _CHOSEN = ("batch.micro_batch_size=", "activation_checkpointing.enabled=")
 _PARTS = [field.name for field in fields(DeviceParts)]
 
@@ -34,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--gpus", required=True, metavar="64xH100-80", help=f"known: {', '.join(GPUS)}")
     add("--price", type=float, metavar="USD", help="of one GPU for one hour")
-    add("--mfu", type=float, metavar="F", help="0-1, instead of the estimate")
+    add("--mfu", type=float, metavar="F", help="0-1, of the cheapest, instead of the estimate")
     add("--node-gpus", type=int, metavar="N", help="GPUs of a machine (the usual number)")
     add("--node-gbits", type=float, metavar="G", help="network of a machine, Gbit/s (the usual)")
     add("--node-memory", type=int, metavar="GIB", help="host memory of a machine (the usual)")
@@ -50,8 +53,8 @@ def fit(args: Namespace) -> int:
     """
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise user_error(f"--mfu {args.mfu}", "is not between 0 and 1", "For example: --mfu 0.4.")
-    if args.price is not None and not args.price >= 0:
-        raise user_error(f"--price {args.price}", "is below 0", "Give USD for one GPU and hour.")
+    if args.price is not None and not 0 <= args.price < inf:
+        raise user_error(f"--price {args.price}", "is no price", "Give USD for one GPU and hour.")
     cluster = parse_gpus(
         args.gpus,
         node_gpus=args.node_gpus,
@@ -84,12 +87,15 @@ def _heading(found: Settings, cluster: Cluster) -> str:
     plan, gpu = found.found[0].plan, cluster.gpu
     memory = f"{gpu.memory_bytes / GIB:.1f} GiB each"
     machines = f"{cluster.nodes} x {cluster.node_ranks}" if cluster.nodes > 1 else "one machine"
-    return (
+    text = (
         f"{plan.loaded.name}: {plan.derived.n_parameters:,} parameters, "
         f"{plan.recipe.schedule.total_tokens:,} tokens in {plan.derived.steps:,} steps, on "
-        f"{cluster.count} {cluster.name} ({machines}, {memory}). A checkpoint takes "
-        f"{_gib(checkpoint_bytes(plan))} GiB, the run directory up to {_gib(disk_bytes(plan))} GiB."
+        f"{cluster.count} {cluster.name} ({machines}, {memory})."
     )
+    if found.suited:
+        changed = ", ".join(found.suited)
+        text += f"\nChanged, for {cluster.count} ranks cannot share the recipe's: {changed}."
+    return text
 
 
 def _gib(n_bytes: float) -> str:
@@ -147,7 +153,7 @@ def _time_table(found: Settings, cluster: Cluster, price: float | None) -> str:
                 f"{one.step.total:.3g}",
                 f"{1 - one.step.compute / one.step.total:.0%}",
                 f"{one.tokens_per_second:,.0f}",
-                f"{_mfu(one, cluster):.0%}",
+                f"{one.mfu(cluster):.0%}",
                 f"{one.seconds / _DAY:,.2f}",
                 f"{hours:,.0f}",
                 *([] if price is None else [f"{hours * price:,.0f}"]),
@@ -156,18 +162,10 @@ def _time_table(found: Settings, cluster: Cluster, price: float | None) -> str:
     return _table(rows) if len(rows) > 1 else ""
 
 
-def _mfu(one: Setting, cluster: Cluster) -> float:
-    model, data = one.plan.recipe.model, one.plan.recipe.data
-    n = one.plan.derived.n_parameters
-    flops = flops_per_token(n, model.n_layer, model.n_embd, data.seq_length)
-    return one.tokens_per_second * flops / (cluster.gpu.peak_flops * cluster.count)
-
-
 def command(one: Setting, found: Settings, recipe: Path, cluster: Cluster) -> str:
     """What trains with this setting, to paste."""
     words = ["deepspeed"]
-    if cluster.nodes > 1:
-        words += ["--hostfile", "hostfile"]
+    words += ["--hostfile", "hostfile"] if cluster.nodes > 1 else ["--num_gpus", str(cluster.count)]
     words += ["launch/train.py", "--recipe", str(recipe), "--template", one.plan.template_file]
     words += ["--expect-ranks", str(cluster.count)]
     overrides = [word for word in found.overrides if not word.startswith(_CHOSEN)]
@@ -180,14 +178,66 @@ def command(one: Setting, found: Settings, recipe: Path, cluster: Cluster) -> st
 
 
 def _cheapest(one: Setting, found: Settings, args: Namespace, cluster: Cluster) -> str:
-    text = f"The cheapest that fits: {_name(one)}, micro-batch {one.micro_batch_size}"
-    days = f"{one.seconds / _DAY:,.2f} days"
-    if args.price is not None:
-        usd = one.seconds / 3600 * cluster.count * args.price
-        days += f", {usd:,.0f} USD"
-    if cluster.count > MEASURED_GPUS and one.plan.template.zero_optimization.stage == 3:
-        days += f" by published runs on up to {MEASURED_GPUS} GPUs. {_FURTHER}"
-    return f"{text}: {days}.\n\n  {command(one, found, args.recipe, cluster)}"
+    plan, tokens = one.plan, one.plan.recipe.schedule.total_tokens
+    lines = [
+        f"The cheapest that fits (the simplest within 2 % of it): {_name(one)}, micro-batch "
+        f"{one.micro_batch_size}.",
+        _time_and_money(one, args, cluster),
+        f"A checkpoint takes {_gib(checkpoint_bytes(plan))} GiB, the run directory up to "
+        f"{_gib(disk_bytes(plan))} GiB, and {tokens:,} tokens {_gib(_TOKEN_BYTES * tokens)} GiB.",
+        *_hint(one, cluster),
+        *map(str, plan.warnings),
+    ]
+    return "\n".join(lines) + f"\n\n  {command(one, found, args.recipe, cluster)}"
+
+
+def _time_and_money(one: Setting, args: Namespace, cluster: Cluster) -> str:
+    """What a run takes, and how far published ones were from it."""
+
+    def words(factor: float) -> str:
+        text = f"{_about(factor * one.seconds / _DAY)} days"
+        if args.price is None:
+            return text
+        usd = factor * one.seconds / 3600 * cluster.count * args.price
+        return f"{text} and {_about(usd)} USD"
+
+    apart = "Validation, saving and restarts come on top."
+    if args.mfu is not None:
+        return f"At an assumed MFU of {args.mfu:g}: {words(1)}. {apart}"
+    far = cluster.count > MEASURED_GPUS and one.plan.template.zero_optimization.stage == 3
+    low, high = DEEPSPEED_TOOK_FAR if far else DEEPSPEED_TOOK
+    runs = "ZeRO-3's of 2021 on 384 to 2,240 GPUs" if far else "DeepSpeed's on 8 GPUs"
+    text = (
+        f"Estimated from FSDP's published runs on 8 to {MEASURED_GPUS} GPUs: {words(1)}; {runs} "
+        f"took {low:g} to {high:g} times as long as predicted: {words(low)} to {words(high)}. "
+        f"{apart}"
+    )
+    if cluster.name not in MEASURED_KINDS:
+        text += f" No published run on {cluster.name} was compared: the time is a guess."
+    return f"{text} Measure some steps before you pay: launch/benchmark.py."
+
+
+def _about(number: float) -> str:
+    """Two significant digits.
+
+    >>> [_about(number) for number in (559_160, 145.61, 1.05, 0.1149)]
+    ['560,000', '150', '1.1', '0.11']
+    """
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def _hint(one: Setting, cluster: Cluster) -> list[str]:
+    """What the loss's logits take, where that is much and a key of the recipe would spare it."""
+    device = one.need.device
+    if one.plan.recipe.model.loss_chunk_size or (
+        device.logits < _CHUNK_WORTH * cluster.gpu.memory_bytes
+    ):
+        return []
+    return [
+        f"Logits take {_gib(device.logits)} GiB; --set model.loss_chunk_size=1024 spares nearly "
+        "all of it for one more pass through the head."
+    ]
 
 
 def _write_picture(file: Path, found: Settings, cluster: Cluster, text: str) -> None:

@@ -107,18 +107,48 @@ GPUS = {
 
 
 @dataclass(frozen=True)
+class Node:
+    """What a machine has otherwise than usual; None: as usual.
+
+    Args:
+        gpus: GPUs of a machine.
+        gbits: its network in Gbit/s.
+        memory_gib: its host memory in GiB.
+    """
+
+    gpus: int | None = None
+    gbits: float | None = None
+    memory_gib: int | None = None
+
+    def with_gpu(self, name: str) -> Gpu:
+        """A GPU of `GPUS` in such a machine."""
+        gpu = GPUS[name]
+        return replace(
+            gpu,
+            node_gpus=self.gpus or gpu.node_gpus,
+            node_bytes_per_second=self.gbits * _GBIT if self.gbits else gpu.node_bytes_per_second,
+            node_memory_bytes=self.memory_gib * GIB if self.memory_gib else gpu.node_memory_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Equal machines with equal GPUs.
 
     Args:
         name: of the GPU, as in `GPUS`.
-        gpu: its numbers, with those of its machine.
         count: GPUs of all machines; one rank each.
+        node: what the machines have otherwise than usual.
     """
 
     name: str
-    gpu: Gpu
     count: int
+    node: Node = Node()
+
+    @property
+    def gpu(self) -> Gpu:
+        """Its numbers, with those of its machine."""
+        return self.node.with_gpu(self.name)
 
     @property
     def node_ranks(self) -> int:
@@ -133,6 +163,10 @@ class Cluster:
     def of(self, count: int) -> Cluster:
         """As many of the same GPUs."""
         return replace(self, count=count)
+
+    def with_gpus(self, name: str) -> Cluster:
+        """The same machines with other GPUs."""
+        return replace(self, name=name)
 
 
 def parse_gpus(
@@ -166,7 +200,6 @@ def parse_gpus(
         known = f"Known here: {', '.join(sorted(GPUS))}."
         fix = close if close == known else f"{close} {known}"
         raise user_error(f"--gpus {word}", f"{found[2]!r} is no known GPU", fix)
-    gpu = GPUS[name]
     for flag, given in (
         ("--node-gpus", node_gpus),
         ("--node-gbits", node_gbits),
@@ -174,13 +207,4 @@ def parse_gpus(
     ):
         if given is not None and not given > 0:
             raise user_error(f"{flag} {given}", "is not above 0", "Leave it out for the usual one.")
-    return Cluster(
-        name,
-        replace(
-            gpu,
-            node_gpus=node_gpus or gpu.node_gpus,
-            node_bytes_per_second=(node_gbits * _GBIT if node_gbits else gpu.node_bytes_per_second),
-            node_memory_bytes=(node_memory_gib * GIB if node_memory_gib else gpu.node_memory_bytes),
-        ),
-        int(found[1]),
-    )
+    return Cluster(name, int(found[1]), Node(node_gpus, node_gbits, node_memory_gib))

@@ -12,13 +12,13 @@ from gpt2_ds.config.lint import lint
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.releases import installed_deepspeed
 from gpt2_ds.config.template_file import load_template
-from gpt2_ds.plan.show import add_recipe_arguments
+from gpt2_ds.plan.show import add_ranks, add_recipe_arguments
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Of `lint`."""
     add_recipe_arguments(parser)
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks of the job (1)")
+    add_ranks(parser)
 
 
 def lint_recipe(args: Namespace) -> int:

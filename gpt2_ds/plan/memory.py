@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.plan.activations import kept_bytes, working_bytes
+from gpt2_ds.plan.activations import backward_bytes, kept_bytes, logits_bytes
 from gpt2_ds.plan.gpus import GIB, Cluster
 from gpt2_ds.plan.states import (
     FP32_BYTES,
@@ -24,7 +24,7 @@ _FIXED_BYTES = GIB * 3 // 2
 _FRAGMENTATION = 0.05
 """Of what comes and goes; ours: torch's allocator leaves holes."""
 
-_USABLE = 0.96
+USABLE = 0.96
 """Of the memory of a GPU or machine; the rest is left free, for these are estimates."""
 
 _PROCESS_BYTES = 4 * GIB
@@ -42,8 +42,9 @@ class DeviceParts:
         optimizer: fp32 weights and moments.
         buckets: gradients on their way to the other ranks.
         activations: what forward keeps for backward.
-        working: logits of the loss or one block's backward; or what the update needs beyond the
-            activations, which are gone by then.
+        logits: at the loss's widest moment, of all rows or of `model.loss_chunk_size`.
+        working: what one block's backward needs beyond the logits, which are gone by then; or the
+            update beyond them and the activations.
         overhead: CUDA, NCCL, holes in the allocator.
     """
 
@@ -53,6 +54,7 @@ class DeviceParts:
     optimizer: int
     buckets: int
     activations: int
+    logits: int
     working: int
     overhead: int
 
@@ -78,22 +80,24 @@ class Need:
 
     def fits(self, cluster: Cluster) -> bool:
         """Whether the GPU and the machine hold it, with 4 % left."""
-        gpu = cluster.gpu
-        return (
-            self.device.total <= _USABLE * gpu.memory_bytes
-            and self.host_bytes <= _USABLE * gpu.node_memory_bytes
-        )
+        enough = self.host_bytes <= USABLE * cluster.gpu.node_memory_bytes
+        return enough and self.fits_gpu(cluster)
+
+    def fits_gpu(self, cluster: Cluster) -> bool:
+        """Whether the GPU does, whatever the machine's own memory."""
+        return self.device.total <= USABLE * cluster.gpu.memory_bytes
 
 
 def need(plan: RunPlan, cluster: Cluster, micro_batch_size: int, *, checkpointing: bool) -> Need:
     """What a run needs with this micro-batch, whatever the recipe's own is."""
     states = model_states(plan)
     kept = kept_bytes(plan, micro_batch_size, checkpointing=checkpointing)
-    working = working_bytes(plan, micro_batch_size, checkpointing=checkpointing)
-    # The update comes when the activations are gone; it takes what it needs from their room.
-    working = max(working, _update_bytes(plan) - kept)
+    logits = logits_bytes(plan, micro_batch_size)
+    # Each comes when the one before is gone, and takes what it needs from its room.
+    backward = backward_bytes(plan, micro_batch_size, checkpointing=checkpointing)
+    working = max(0, backward - logits, _update_bytes(plan) - kept - logits)
     gathered, buckets = _gathered_bytes(plan), _bucket_bytes(plan)
-    moving = gathered + buckets + kept + working
+    moving = gathered + buckets + kept + logits + working
     device = DeviceParts(
         parameters=states.parameters.device_bytes,
         gathered=gathered,
@@ -101,6 +105,7 @@ def need(plan: RunPlan, cluster: Cluster, micro_batch_size: int, *, checkpointin
         optimizer=states.optimizer.device_bytes,
         buckets=buckets,
         activations=kept,
+        logits=logits,
         working=working,
         overhead=_FIXED_BYTES + int(_FRAGMENTATION * moving),
     )

@@ -46,7 +46,6 @@ def run_seconds(
     micro_batch_size: int,
     *,
     checkpointing: bool,
-    mfu: float | None = None,
 ) -> tuple[StepTime, float]:
     """A full-size step, and all steps of the run with its ramp; validation is not counted."""
     work = replace(work_of(plan), checkpointing=checkpointing)
@@ -62,7 +61,6 @@ def run_seconds(
             cluster,
             micro_batch_size=micro,
             micro_steps=per_rank // micro,
-            mfu=mfu,
         )
         total += max(0, end - level.first_step) * full.total
     return full, total

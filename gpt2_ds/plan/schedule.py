@@ -12,7 +12,7 @@ from gpt2_ds.config.errors import EXIT_DONE, user_error
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.plan.learning_rate import learning_rate
 from gpt2_ds.plan.picture import curve, write_page
-from gpt2_ds.plan.show import add_recipe_arguments, planned
+from gpt2_ds.plan.show import add_ranks, add_recipe_arguments, planned
 
 _POINTS = 500  # of a curve, about
 
@@ -83,7 +83,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Of `schedule`."""
     add_recipe_arguments(parser)
     add = parser.add_argument
-    add("--gpus", type=int, default=1, metavar="N", help="ranks of the job (1)")
+    add_ranks(parser)
     add("--twin", action="store_true", help="of the recipe's small twin")
     add("--every", type=int, metavar="STEPS", help="a row every so many steps (about 20 rows)")
     add("--csv", type=Path, metavar="FILE", help="write a file, a row every --every steps (1)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2_ds.config.derive import derive
@@ -12,6 +12,7 @@ from gpt2_ds.config.errors import UserError, user_error
 from gpt2_ds.config.numbers import divisors
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
+from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
 from gpt2_ds.plan.gpus import Cluster
 from gpt2_ds.plan.memory import Need, need
 from gpt2_ds.plan.run_time import run_seconds
@@ -49,6 +50,17 @@ class Setting:
         """Of all GPUs, at the full batch."""
         return self.plan.recipe.batch.global_batch_tokens / self.step.total
 
+    def mfu(self, cluster: Cluster) -> float:
+        """MFU (0-1) at the full batch."""
+        model, recipe, derived = self.plan.recipe.model, self.plan.recipe, self.plan.derived
+        flops = flops_per_token(
+            derived.n_parameters, model.n_layer, model.n_embd, recipe.data.seq_length
+        )
+        title, count = cluster.gpu.title, cluster.count
+        reached = model_flops_utilization(self.tokens_per_second, flops, title, count)
+        assert reached is not None
+        return reached
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -58,11 +70,13 @@ class Settings:
         found: in the order of the templates.
         refused: a template that this recipe or this cluster cannot have, and why.
         overrides: the user's words and those that suit the ranks.
+        suited: the latter alone.
     """
 
     found: list[Setting]
     refused: dict[str, str]
     overrides: list[str]
+    suited: list[str]
 
     @property
     def cheapest(self) -> Setting | None:
@@ -111,12 +125,14 @@ def settings(
         cluster: the GPUs.
         template: only this one.
         overrides: the user's `--set` words.
-        mfu: see `speed.step_time`.
+        mfu: (0-1) that the cheapest one reaches, instead of the estimate; the others keep their
+            proportion to it.
 
     Raises:
-        UserError: the recipe is wrong, or so many ranks cannot share its batch.
+        UserError: the recipe is wrong, or so many ranks cannot share its batch; the one template
+            is wrong for them.
     """
-    suited = suited_overrides(load_recipe(recipe, overrides).recipe, cluster.count)
+    suited = suited_overrides(load_recipe(recipe, overrides), cluster.count)
     words = [*overrides, *suited]
     one_sequence = [*words, "batch.micro_batch_size=1"]
     derive(load_recipe(recipe, one_sequence), cluster.count)
@@ -128,29 +144,41 @@ def settings(
             )
             _check_partition(plan, cluster)
         except UserError as error:
-            refused[str(file)] = str(error.faults[0])
+            if template:
+                raise
+            refused[str(file)] = " ".join(map(str, error.faults))
             continue
         for checkpointing in (False, True):
-            found.append(_setting(plan, cluster, checkpointing, mfu))
-    return Settings(found, refused, words)
+            found.append(_setting(plan, cluster, checkpointing))
+    estimated = Settings(found, refused, words, suited)
+    best = estimated.cheapest
+    if mfu is None or best is None:
+        return estimated
+    longer = best.mfu(cluster) / mfu
+    return replace(
+        estimated,
+        found=[
+            replace(one, step=one.step.times(longer), seconds=longer * one.seconds) for one in found
+        ],
+    )
 
 
 def _check_partition(plan: RunPlan, cluster: Cluster) -> None:
-    """Refuse a secondary partition that the machines cannot hold.
+    """Refuse a secondary partition that is not for these machines.
 
     Raises:
-        UserError: it does not divide the ranks, or is larger than a machine.
+        UserError: it does not divide the ranks, is all of them, or spans machines.
     """
     hpz = plan.template.zero_optimization.zero_hpz_partition_size
-    if hpz > 1 and (cluster.count % hpz or hpz >= cluster.count):
+    if hpz > 1 and (cluster.count % hpz or hpz >= cluster.count or hpz > cluster.node_ranks):
         raise user_error(
             f"{plan.template_file}: zero_optimization.zero_hpz_partition_size",
-            f"is {hpz}, which is no part of {cluster.count} ranks",
+            f"is {hpz}, which is no part of {cluster.count} ranks, {cluster.node_ranks} a machine",
             "It is for several machines: set it to the GPUs of one.",
         )
 
 
-def _setting(plan: RunPlan, cluster: Cluster, checkpointing: bool, mfu: float | None) -> Setting:
+def _setting(plan: RunPlan, cluster: Cluster, checkpointing: bool) -> Setting:
     per_rank = plan.derived.global_batch_size // cluster.count
     micro, needed = 1, need(plan, cluster, 1, checkpointing=checkpointing)
     for larger in divisors(per_rank)[1:]:
@@ -158,5 +186,5 @@ def _setting(plan: RunPlan, cluster: Cluster, checkpointing: bool, mfu: float | 
         if not more.fits(cluster):
             break
         micro, needed = larger, more
-    step, seconds = run_seconds(plan, cluster, micro, checkpointing=checkpointing, mfu=mfu)
+    step, seconds = run_seconds(plan, cluster, micro, checkpointing=checkpointing)
     return Setting(plan, checkpointing, micro, needed, needed.fits(cluster), step, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE
@@ -16,6 +16,19 @@ def add_recipe_arguments(parser: ArgumentParser) -> None:
     add("--template", type=Path, metavar="FILE", help="file of ds_configs/ (the recipe's)")
     text = "another value for a key of the recipe; may be given several times"
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=text)
+
+
+def add_ranks(parser: ArgumentParser) -> None:
+    """The word that says how many ranks: a number, or as `fit` takes it."""
+    text = "ranks of the job: 8, or 8xH100-80 (1)"
+    parser.add_argument("--gpus", type=_ranks, default=1, metavar="N", help=text)
+
+
+def _ranks(word: str) -> int:
+    try:
+        return int(word.lower().partition("x")[0])
+    except ValueError:
+        raise ArgumentTypeError(f"{word!r} is no number of GPUs; for example 8") from None
 
 
 def planned(args: Namespace, world_size: int) -> RunPlan:
@@ -36,7 +49,7 @@ def planned(args: Namespace, world_size: int) -> RunPlan:
 def add_arguments(parser: ArgumentParser) -> None:
     """Of `show`."""
     add_recipe_arguments(parser)
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks of the job (1)")
+    add_ranks(parser)
     parser.add_argument("--twin", action="store_true", help="of the recipe's small twin")
 
 

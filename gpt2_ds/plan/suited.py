@@ -5,15 +5,24 @@ from __future__ import annotations
 from gpt2_ds.config.batches import step_ends_near, steps_until
 from gpt2_ds.config.numbers import divisors, round_up
 from gpt2_ds.config.recipe import BatchSection, Recipe
+from gpt2_ds.config.recipe_file import LoadedRecipe
 
 
-def suited_overrides(recipe: Recipe, ranks: int) -> list[str]:
+def suited_overrides(loaded: LoadedRecipe, ranks: int) -> list[str]:
     """The `--set` words with which so many ranks can share every stair of the ramp.
 
     The stairs become the next size that all ranks can share, and the run ends with the nearest
-    whole step. A full batch that they cannot share is another training: nothing is suited then,
-    and `derive` says which numbers of ranks work.
+    whole step. A full batch that they cannot share is another training, and what `--set` gave is
+    meant as it is: nothing is suited then, and `derive` says what works.
     """
+    words = _suited(loaded.recipe, ranks)
+    changed = {word.partition("=")[0] for word in words}
+    if "batch.ramp" in changed:
+        changed |= {key for key in loaded.origins if key.startswith("batch.ramp.")}
+    return [] if any(loaded.origin(key) == "--set" for key in changed) else words
+
+
+def _suited(recipe: Recipe, ranks: int) -> list[str]:
     batch, unit = recipe.batch, recipe.data.seq_length * ranks
     ramp, full = batch.ramp, batch.global_batch_tokens
     if ramp is None or full % unit:

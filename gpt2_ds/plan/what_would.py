@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 from gpt2_ds.config.numbers import divisors
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.plan.gpus import GIB, GPUS, Cluster
-from gpt2_ds.plan.memory import need
+from gpt2_ds.plan.memory import USABLE, need
 from gpt2_ds.plan.settings import Settings
 
 _CHUNK_ROWS = 256
@@ -28,15 +29,23 @@ def what_would(found: Settings, cluster: Cluster) -> str:
     more = next((count for count in _larger(plans[0], cluster) if _fits(plans, cluster, count)), 0)
     if more:
         lines.append(f"  --gpus {more}x{cluster.name}")
-    others = [name for name, gpu in GPUS.items() if _fits(plans, replace(cluster, gpu=gpu))]
+    others = [name for name in GPUS if _fits(plans, cluster.with_gpus(name))]
     if others:
         lines.append(f"  as many of another kind: {', '.join(others)}")
+    if enough := _host_memory(found, cluster):
+        lines.append(f"  --node-memory {enough}: machines with so many GiB of host memory")
     chunked = [_chunked(plan) for plan in plans]
     if _fits(chunked, cluster):
         lines.append(f"  --set model.loss_chunk_size={_CHUNK_ROWS}")
     if len(lines) == 1:
         lines.append("  a smaller model, or a shorter data.seq_length")
     return "\n".join(lines)
+
+
+def _host_memory(found: Settings, cluster: Cluster) -> int | None:
+    """GiB of a machine with which some setting would fit; None where the GPUs are too small."""
+    needed = [one.need.host_bytes for one in found.found if one.need.fits_gpu(cluster)]
+    return ceil(min(needed) / USABLE / GIB) if needed else None
 
 
 def _larger(plan: RunPlan, cluster: Cluster) -> list[int]:

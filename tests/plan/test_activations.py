@@ -11,7 +11,7 @@ from torch import Tensor
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
-from gpt2_ds.plan.activations import kept_bytes, logits_bytes, working_bytes
+from gpt2_ds.plan.activations import backward_bytes, kept_bytes, logits_bytes
 from tests.small_run import small_plan
 
 B, T, C = 4, 128, 128
@@ -92,10 +92,10 @@ def test_the_widest_moment(tmp_path: Path) -> None:
     assert logits_bytes(plan, B) == 8 * 320 * 12
     assert logits_bytes(plan_of(tmp_path, "bf16"), B) == B * T * 320 * 12
     # Small logits: the block's backward is wider. Ten tensors of (B, T, C) in 16 bits.
-    assert working_bytes(plan, B, checkpointing=False) == 10 * B * T * C * 2
+    assert backward_bytes(plan, B, checkpointing=False) == 10 * B * T * C * 2
     # And with checkpointing the block's own: 16 more, its statistics and softmax sums in fp32.
     own = 16 * B * T * C * 2 + 4 * (4 + 4) * B * T
-    assert working_bytes(plan, B, checkpointing=True) == 10 * B * T * C * 2 + own
+    assert backward_bytes(plan, B, checkpointing=True) == 10 * B * T * C * 2 + own
 
 
 def test_dropout_keeps_a_byte(tmp_path: Path) -> None:
@@ -109,9 +109,11 @@ def test_dropout_keeps_a_byte(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_allocators_peak(checkpointing: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("vocabulary", [320, 50304])
+def test_the_allocators_peak(vocabulary: int, checkpointing: bool, tmp_path: Path) -> None:
     enabled = f"activation_checkpointing.enabled={str(checkpointing).lower()}"
-    large = ("model.n_embd=1024", "model.n_head=16", "model.n_layer=12", enabled)
+    rows_of_logits = f"model.pad_vocab_to_multiple_of={vocabulary}"
+    large = ("model.n_embd=1024", "model.n_head=16", "model.n_layer=12", enabled, rows_of_logits)
     plan = plan_of(tmp_path, "bf16", *large)
     model, rows = model_of(plan).cuda(), 16 * B
     tokens = torch.randint(0, 257, (rows, T), device="cuda")
@@ -121,5 +123,6 @@ def test_the_allocators_peak(checkpointing: bool, tmp_path: Path) -> None:
     model(tokens, shift_labels=tokens, return_logits=False).loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
     planned = kept_bytes(plan, rows, checkpointing=checkpointing)
-    planned += working_bytes(plan, rows, checkpointing=checkpointing)
+    backward = backward_bytes(plan, rows, checkpointing=checkpointing)
+    planned += max(backward, logits_bytes(plan, rows))
     assert planned == pytest.approx(peak, rel=0.1)

@@ -25,6 +25,20 @@ def test_nothing_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert shown.startswith(f"nothing found: {recipe} with ds_configs/zero0.json on 4 ranks, Deep")
 
 
+@pytest.mark.parametrize("word", ["4", "4xH100-80", "4xA100-40"])
+def test_gpus_may_be_given_as_fit_takes_them(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--recipe", str(small_file(tmp_path)), "--gpus", word) == EXIT_DONE
+    assert " on 4 ranks, " in capsys.readouterr().out
+
+
+def test_gpus_that_are_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--recipe", str(small_file(tmp_path)), "--gpus", "H100")
+    assert "--gpus: 'H100' is no number of GPUs; for example 8" in capsys.readouterr().err
+
+
 def test_warnings_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--recipe", str(small_file(tmp_path)), "--template", "ds_configs/zero3_hpz.json")
     assert run(*words) == EXIT_DONE

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from gpt2_ds.plan.activations import working_bytes
-from gpt2_ds.plan.gpus import GIB, parse_gpus
+from gpt2_ds.plan.activations import backward_bytes, logits_bytes
+from gpt2_ds.plan.gpus import GIB, GPUS, parse_gpus
 from gpt2_ds.plan.memory import Need, need
 from gpt2_ds.plan.states import model_states
 from tests.plan.test_states import plan
@@ -59,12 +59,20 @@ def test_the_update_may_be_the_widest_moment() -> None:
     small = ("model.loss_chunk_size=1",)
     one = of("zero1", *small, checkpointing=True).device
     # All gradients are flattened in fp32 when the activations are gone.
-    assert one.activations + one.working == 4 * N
+    assert one.activations + one.logits + one.working == 4 * N
     alone = plan("zero1", 1, *small)  # nothing to all-reduce
-    widest = working_bytes(alone, 4, checkpointing=True)
-    assert of("zero1", *small, ranks=1, checkpointing=True).device.working == widest
+    found = of("zero1", *small, ranks=1, checkpointing=True).device
+    assert found.logits == logits_bytes(alone, 4)
+    assert found.logits + found.working == backward_bytes(alone, 4, checkpointing=True)
     share = of("zero2", *small, ranks=1, checkpointing=True).device
-    assert share.activations + share.working == 4 * N
+    assert share.activations + share.logits + share.working == 4 * N
+
+
+def test_logits_may_be_the_widest_moment() -> None:
+    whole, chunked = of("zero1").device, of("zero1", "model.loss_chunk_size=64").device
+    assert (whole.logits, whole.working) == (4 * 1024 * 50304 * 12, 0)
+    assert chunked.logits == 64 * 50304 * 12
+    assert chunked.working > 0
 
 
 def test_a_machine_holds_what_all_its_ranks_offload() -> None:
@@ -73,11 +81,14 @@ def test_a_machine_holds_what_all_its_ranks_offload() -> None:
     assert of("zero3_nvme").disk_bytes == 8 * model_states(plan("zero3_nvme", 8)).total.disk_bytes
 
 
-def test_what_fits() -> None:
-    one = of("zero1")
+def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, gpu = of("zero1"), GPUS["H100-80"]
     assert one.fits(NODE)
     for name in ("memory_bytes", "node_memory_bytes"):
         size = one.device.total if name == "memory_bytes" else one.host_bytes
         for spare, fits in ((1.05, True), (1.02, False)):
-            gpu = dataclasses.replace(NODE.gpu, **{name: int(size * spare)})
-            assert one.fits(dataclasses.replace(NODE, gpu=gpu)) is fits
+            larger = dataclasses.replace(gpu, **{name: int(size * spare)})
+            monkeypatch.setitem(GPUS, "H100-80", larger)
+            assert one.fits(NODE) is fits
+            assert one.fits_gpu(NODE) is (fits or name == "node_memory_bytes")
+        monkeypatch.setitem(GPUS, "H100-80", gpu)
