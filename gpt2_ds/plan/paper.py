@@ -66,6 +66,13 @@ class Paper:
 
 _SILENT = partial(Published, None, "not published", "")
 
+_VOCABULARY = Apart(
+    "vocabulary",
+    Published(None, "50,257", "GPT-2, section 2.3"),
+    "50,304 rows",
+    "a multiple of 64 is faster; the 47 rows that stand for no token never enter the loss",
+)
+
 # Table 2.1: layers, width, heads, batch in units of 0.1M tokens, peak learning rate.
 _GPT3 = {
     "gpt3_125m": (12, 768, 12, 5, 6.0e-4),
@@ -129,6 +136,13 @@ def _gpt3(layers: int, width: int, heads: int, batch: int, lr: float) -> Paper:
                 "fast kernels are for dense attention; the paper gives no size of the bands",
             ),
             Apart(
+                "what decays",
+                Published(None, "not said", training),
+                "matrices; no bias, no LayerNorm",
+                "as nanoGPT and Megatron-LM",
+            ),
+            _VOCABULARY,
+            Apart(
                 "data",
                 Published(None, "Common Crawl, WebText2, books, Wikipedia", "table 2.2"),
                 "your own text",
@@ -164,6 +178,7 @@ def _gpt2(layers: int, width: int, heads: int) -> Paper:
             "precision.dtype": _SILENT(),
         },
         apart=(
+            _VOCABULARY,
             Apart(
                 "data",
                 Published(None, "WebText", "section 2.1"),

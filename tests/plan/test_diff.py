@@ -21,6 +21,8 @@ GPT3_ALL = [
     "schedule.total_tokens",
     "precision.dtype",
     "attention",
+    "what decays",
+    "vocabulary",
     "data",
 ]
 GPT2_ALL = [
@@ -36,6 +38,7 @@ GPT2_ALL = [
     "schedule.decay_tokens",
     "schedule.min_lr",
     "precision.dtype",
+    "vocabulary",
     "data",
 ]
 MORE = {"gpt3_1.3b": ["model.n_head"], "gpt3_13b": ["model.n_embd"]}
@@ -78,7 +81,7 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "batch.global_batch_tokens 1M table 2.1 1,048,576 table 2.1: 1M, as a power of two" in lines
     )
-    assert len(lines) == 3 + 8 + 2
+    assert len(lines) == 3 + 10 + 2
     assert lines[-1] == "As in the paper: 17 more values."
 
 
