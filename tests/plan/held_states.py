@@ -27,17 +27,17 @@ _MASTERS = (
 _BUCKETS = ("ipg_buckets", "temp_grad_buffer_for_cpu_offload", "temp_grad_buffer_for_gpu_offload")
 
 
-def plan_of(folder: Path, template: str, dtype: str, reduced: str) -> RunPlan:
-    """About 2M parameters, the template with small buckets; two micro-steps a step."""
+def plan_of(folder: Path, template: str, dtype: str, reduced: str, n_layer: int) -> RunPlan:
+    """50,000 parameters a block, the template with small buckets; two micro-steps a step."""
     values = json.loads((REPOSITORY / f"ds_configs/{template}.json").read_text())
     zero = values["zero_optimization"]
-    zero["reduce_bucket_size"] = 100_000
+    zero["reduce_bucket_size"] = 50_000
     if zero["stage"] == 3:
         zero["stage3_param_persistence_threshold"] = 500
     file = folder / f"{template}_{rank()}.json"
     file.write_text(json.dumps(values))
     half = [] if dtype == "fp32" else [f"precision.grad_accum_dtype={reduced}"]
-    sizes = ["model.n_layer=4", "model.n_embd=192", f"precision.dtype={dtype}", *half]
+    sizes = [f"model.n_layer={n_layer}", "model.n_embd=64", f"precision.dtype={dtype}", *half]
     ranks = world_size()
     batch = [f"batch.global_batch_tokens={ranks * 128}", "schedule.total_tokens=20480"]
     return small_plan(folder, folder, *sizes, *batch, template=file, world_size=ranks)
@@ -99,7 +99,9 @@ def parts(engine: Any, everything: dict[int, int]) -> dict[str, int]:
     }
 
 
-def held(folder: Path, cases: list[tuple[str, str, str]]) -> list[tuple[dict[str, int], RunPlan]]:
+def held(
+    folder: Path, cases: list[tuple[str, str, str]], n_layer: int
+) -> list[tuple[dict[str, int], RunPlan]]:
     """For each case the largest parts of the second step, between its backwards and updates."""
     from gpt2_ds.parallel.engine import build_engine
 
@@ -108,7 +110,7 @@ def held(folder: Path, cases: list[tuple[str, str, str]]) -> list[tuple[dict[str
     gc.freeze()  # what was there before is not looked at: a second less each time
     for template, dtype, reduced in cases:
         before = alive()
-        plan = plan_of(folder, template, dtype, reduced)
+        plan = plan_of(folder, template, dtype, reduced, n_layer)
         config = plan.deepspeed(cpu_adam=False)
         del config["tensorboard"]
         model = GPT2Config(**model_fields(plan.recipe, plan.derived.vocab_size))

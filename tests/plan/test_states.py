@@ -78,26 +78,30 @@ CASES = [
 ]
 
 
+FOR_FOUR = [case for case in CASES if case[1:] == ("bf16", "fp32")]
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.faults)])
-def test_a_real_engine_holds_as_much(ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ranks, cases, n_layer",
+    # Stages 1 and 2 share by bytes, and a matrix on a border is held by both ranks: among more
+    # ranks it takes more blocks for that not to matter.
+    [(1, CASES, 32), (2, CASES, 32), (4, FOR_FOUR, 48)],
+)
+def test_a_real_engine_holds_as_much(
+    ranks: int, cases: list[tuple[str, str, str]], n_layer: int, tmp_path: Path
+) -> None:
     from tests.plan.held_states import held
     from tests.ranks import run_ranks
 
-    for results in run_ranks(held, ranks, tmp_path, tmp_path, CASES):
-        for case, (real, one) in zip(CASES, results, strict=True):
+    for results in run_ranks(held, ranks, tmp_path, tmp_path, cases, n_layer):
+        for case, (real, one) in zip(cases, results, strict=True):
             states = model_states(one)
             planned = {
                 name: each.device_bytes + each.host_bytes for name, each in states._asdict().items()
             }
-            for name in ("parameters", "optimizer"):
-                assert real[name] == pytest.approx(planned[name], rel=0.05), (case, name)
-            # Stages 1 and 2 share by bytes, and a matrix on a border is held by both ranks; in a
-            # model this small that is a tenth of a rank's share, at both its ends.
-            near = pytest.approx(planned["gradients"], rel=0.05, abs=2 * 4 * 192 * 192 * 4)
-            assert real["gradients"] == near, case
-            total = sum(real[name] for name in planned)
-            assert total == pytest.approx(sum(planned.values()), rel=0.05), case
+            for name, size in planned.items():
+                assert real[name] == pytest.approx(size, rel=0.05), (case, name)
 
 
 MUON = (
@@ -122,7 +126,7 @@ def held_with_muon(folder: Path) -> list[tuple[dict[str, int], RunPlan]]:
     from tests.plan.held_states import held
 
     small_run.SETTINGS += MUON
-    return held(folder, WITH_MUON)
+    return held(folder, WITH_MUON, 32)
 
 
 @pytest.mark.heavy
@@ -133,9 +137,7 @@ def test_muon_keeps_one_number_for_each_of_a_blocks_matrices(tmp_path: Path) -> 
     for case, (real, one) in zip(WITH_MUON, results, strict=True):
         states = model_states(one)
         optimizer = states.optimizer.device_bytes + states.optimizer.host_bytes
-        # A matrix on a border at stages 1 and 2 has its momentum on both ranks.
-        near = pytest.approx(optimizer, rel=0.05, abs=4 * 4 * 192 * 192)
-        assert real["optimizer"] == near, case
+        assert real["optimizer"] == pytest.approx(optimizer, rel=0.05), case
         assert real["parameters"] == pytest.approx(states.parameters.device_bytes, rel=0.05), case
 
 
