@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +39,22 @@ def tinyshakespeare() -> Path:
     if not path.is_file():
         pytest.skip("tinyshakespeare is not here: set TINYSHAKESPEARE to the file")
     return path
+
+
+@pytest.fixture
+def async_io() -> None:
+    """DeepSpeed's op for files on an NVMe disk; built here, in minutes, where that is possible."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    from gpt2_ds.parallel.compiled_ops import can_build
+
+    if (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").exists():
+        return
+    if not (can_build() and Path("/usr/include/libaio.h").is_file()):
+        pytest.skip("DeepSpeed's op async_io needs a C++ compiler, ninja and libaio-dev")
+    build = "from deepspeed.ops.op_builder import AsyncIOBuilder as B; B().load()"
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    subprocess.run([sys.executable, "-c", build], check=True, env=environment)
 
 
 _HOSTS = ("test_two_hosts", "test_slurm")  # network namespaces, daemons

@@ -207,3 +207,22 @@ class Template(Section):
     """Comet."""
     comms_logger: CommsLogger | None = None
     """Collectives."""
+
+
+def for_a_small_model(template: Template) -> Template:
+    """The template with parts that cut up a model of some 100,000 parameters.
+
+    Its own sizes would leave every parameter whole on every rank, in one bucket and one group of
+    the optimizer: nothing of ZeRO would be tried.
+    """
+    sizes: dict[str, int] = {"reduce_bucket_size": 50_000, "allgather_bucket_size": 50_000}
+    if template.zero_optimization.stage == 3:
+        sizes |= {
+            "sub_group_size": 20_000,
+            "stage3_prefetch_bucket_size": 10_000,
+            "stage3_param_persistence_threshold": 100,
+            "stage3_max_live_parameters": 30_000,
+            "stage3_max_reuse_distance": 30_000,
+        }
+    zero = template.zero_optimization.model_copy(update=sizes)
+    return template.model_copy(update={"zero_optimization": zero})

@@ -137,7 +137,9 @@ def test_losses_are_those_of_plain_torch(
     results, marks, compiled = run_ranks(train_all, ranks, tmp_path, ranks)[0]
     for case, result in zip(CASES[ranks], results, strict=True):
         tolerance = 2e-6 if case[1] == "fp32" else 1e-3
-        assert result["losses"] == pytest.approx(losses, abs=tolerance), case
+        apart = [abs(a - b) for a, b in zip(result["losses"], losses, strict=True)]
+        print(ranks, *case, f"losses at most {max(apart):.1e} from plain torch's")
+        assert max(apart) <= tolerance, case
         assert result["adam"] == "MuonWithAuxAdam"
     assert compiled == 0  # a CPU would need a C++ compiler
     for name, marked in marks.items():

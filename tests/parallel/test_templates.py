@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.cpp_extension import _get_build_directory
 
 from tests.conftest import REPOSITORY
 from tests.parallel import test_zero_against_torch as against_torch
@@ -20,7 +19,6 @@ from tests.ranks import run_ranks
 Case = tuple[str, str, int]
 HERE = {"zero2_offload", "zero3_nvme", "zero3_hpz"}
 NEED_GPUS = {"zero3_hpz_quantized"}
-BUILD = "from deepspeed.ops.op_builder import AsyncIOBuilder as B; B().load()"
 
 
 def changed(folder: Path, name: str, before: str, after: str) -> str:
@@ -79,9 +77,6 @@ def test_stage_2_with_an_offloaded_optimizer(
 @pytest.mark.heavy
 def test_hierarchical_partition(reference: tuple[list[float], list[float]], tmp_path: Path) -> None:
     template = changed(tmp_path, "zero3_hpz", '_size": 8', '_size": 2')
-    # Below the threshold nothing is partitioned, and these parameters are small.
-    text = Path(f"{template}.json").read_text()
-    Path(f"{template}.json").write_text(text.replace('threshold": 100000,', 'threshold": 0,'))
     cases = [(template, "fp32", 1), (template, "bf16", 2)]
     results = run_ranks(train, 4, tmp_path, 4, cases)[0]
     assert [result["shared"] for result in results] == [2, 2]
@@ -95,9 +90,8 @@ def train_on_disk(case: Case) -> tuple[dict[str, Any], tuple[list[float], list[f
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("async_io")
 def test_offload_to_a_disk(tmp_path: Path) -> None:
-    if not (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").exists():
-        pytest.skip(f"DeepSpeed's op async_io is not built: libaio-dev; python -c '{BUILD}'")
     disk = tmp_path / "nvme"
     disk.mkdir()
     case = (changed(tmp_path, "zero3_nvme", "/local_nvme", str(disk)), "fp32", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
+from gpt2_ds.config.template import for_a_small_model
 from gpt2_ds.config.template_file import load_template
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.compiled_ops import can_build
@@ -46,7 +48,7 @@ def batches() -> torch.Tensor:
 
 
 def plan_of(template: str, dtype: str, accumulation: int, world_size: int) -> RunPlan:
-    return resolve_run(
+    plan = resolve_run(
         REPOSITORY / "recipes/quickstart.yaml",
         world_size=world_size,
         template_file=REPOSITORY / "ds_configs" / f"{template}.json",
@@ -56,6 +58,9 @@ def plan_of(template: str, dtype: str, accumulation: int, world_size: int) -> Ru
             f"batch.micro_batch_size={8 // world_size // accumulation}",
         ],
     )
+    if "nvme" in template:  # where nothing below 1 MiB goes to the disk
+        return plan
+    return replace(plan, template=for_a_small_model(plan.template))
 
 
 def plain_torch() -> tuple[list[float], list[float]]:

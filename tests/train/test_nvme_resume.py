@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from torch.utils.cpp_extension import _get_build_directory
 
 from gpt2_ds.config.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
-
-BUILD = "from deepspeed.ops.op_builder import AsyncIOBuilder as B; B().load()"
 
 
 def train_to(step: int, template: str | Path, run: Path, data: Path) -> str:
@@ -38,11 +35,10 @@ def in_turn(nvme: Path, folder: Path, data: Path) -> list[str]:
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("async_io")
 def test_it_goes_on_on_the_host_and_nowhere_else(tmp_path: Path) -> None:
     from gpt2_ds.parallel.weights import load_fp32_weights
 
-    if not (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").exists():
-        pytest.skip(f"DeepSpeed's op async_io is not built: libaio-dev; python -c '{BUILD}'")
     data, disk, nvme = small_dataset(tmp_path), tmp_path / "disk", tmp_path / "nvme.json"
     disk.mkdir()
     text = (REPOSITORY / "ds_configs/zero3_nvme.json").read_text()

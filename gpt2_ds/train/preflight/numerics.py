@@ -26,6 +26,7 @@ from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.run_plan import RunPlan, default_run_dir
+from gpt2_ds.config.template import for_a_small_model
 from gpt2_ds.config.template_file import load_template
 from gpt2_ds.evaluation.loss import window_loss
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
@@ -191,7 +192,7 @@ def plan_of(case: Case) -> RunPlan:
     )
     return RunPlan(
         loaded=loaded,
-        template=load_template(_REPOSITORY / template_file),
+        template=for_a_small_model(load_template(_REPOSITORY / template_file)),
         template_file=template_file,
         derived=derive(loaded, world_size()),
         run_dir=default_run_dir(loaded),

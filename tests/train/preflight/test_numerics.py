@@ -55,6 +55,17 @@ def test_a_release_that_is_known_to_be_wrong_is_measured(monkeypatch: pytest.Mon
     assert plan_of(Case("zero2", "fp32", 4)).derived.gradient_accumulation_steps == 4
 
 
+def test_the_small_model_is_cut_up() -> None:
+    from gpt2_ds.train.preflight.numerics import Case, plan_of
+
+    plan = plan_of(Case("zero3", "fp32", 1))
+    zero, width = plan.template.zero_optimization, plan.recipe.model.n_embd
+    assert zero.stage3_param_persistence_threshold < width * width  # of the smallest matrix
+    assert zero.stage3_max_live_parameters < plan.derived.n_parameters
+    for size in (zero.reduce_bucket_size, zero.sub_group_size):
+        assert 2 * size < plan.derived.n_parameters
+
+
 def stage_0(spoil: Callable[[Any], None], accumulation: int, *, dummy_step: bool) -> Any:
     """The course in bf16 at stage 0, which the linter refuses; with or without 0.19.8's own fault.
 
