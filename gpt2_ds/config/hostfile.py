@@ -94,7 +94,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
     hosts: dict[str, int] = {}
     faults: list[Fault] = []
     for number, raw in enumerate(text.split("\n"), start=1):
-        line = raw.partition("#")[0].strip(" \t")
+        # DeepSpeed ends a line at "\r" too: what follows one is no comment.
+        line = raw if "\r" in raw else raw.partition("#")[0].strip(" \t")
         if not line:
             continue
         where = f"{path}:{number}"
@@ -126,6 +127,8 @@ def _why(line: str) -> str:
     """What is special about a refused line, if anything is."""
     if line.endswith("\r"):
         return ", with a Windows line end"
+    if "\r" in line:
+        return ", which DeepSpeed reads as two lines"
     if line.startswith("-"):
         return ", which ssh would take for an option"
     if re.search(r"[;&|<>`$(){}'\"\\*?!]", line):

@@ -64,6 +64,8 @@ SHELL = ", which a shell would run or change"
         ("w,v slots=2", ""),
         ("user@w slots=2", ""),
         ("w slots=2\r", ", with a Windows line end"),
+        ("# rack 3\r", ", with a Windows line end"),
+        ("# rack 3\r-oProxyCommand=x slots=2", ", which DeepSpeed reads as two lines"),
         ("wörker slots=2", ""),
         ("w\u00a0slots=2", ""),
         ("w\x0bslots=2", ""),

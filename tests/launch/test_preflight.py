@@ -52,6 +52,10 @@ def witness(tmp_path: Path) -> Path:
         ("good slots=0", "so no rank would run there"),
         ("first slots=2", "names first again"),
         ("good slots=2\r", "with a Windows line end"),
+        (
+            "# rack 3\r-oProxyCommand=touch${IFS}{marker} slots=2",
+            "which DeepSpeed reads as two lines",
+        ),
     ],
 )
 def test_a_bad_hostfile_runs_nothing(tmp_path: Path, witness: Path, line: str, why: str) -> None:
