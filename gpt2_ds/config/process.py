@@ -8,7 +8,10 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _OPTIONS_WITH_VALUE = ("-W", "-X")
-_LAUNCHERS = ("deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
+_LAUNCHERS = (
+    *("deepspeed.launcher.launch", "torchrun", "torch.distributed.run"),
+    *("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted"),  # OpenMPI's, old and new
+)
 _RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
 
 
@@ -91,7 +94,8 @@ def launchers(parent: Process | None) -> list[Process]:
     """The processes that a rank was started by and must not outlive; none without a launcher.
 
     On one machine `deepspeed` starts `python -m deepspeed.launcher.launch`, which starts the ranks;
-    torchrun starts them itself.
+    torchrun starts them itself. With `--launcher openmpi` it starts mpirun, which starts the ranks
+    of its own machine, and outlives a `deepspeed` that SIGTERM ends (0.19.8, OpenMPI 4.1).
 
     Args:
         parent: of the rank.

@@ -33,11 +33,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    hosts: TwoHosts, data: Path, tmp_path: Path, *settings: str, words: str = ""
+    hosts: TwoHosts, data: Path, tmp_path: Path, *settings: str, way: str = "", words: str = ""
 ) -> TwoHostJob:
     """A run that would take long."""
     run_dir = tmp_path / "run"
-    command = f"deepspeed --hostfile hostfile {train_words(data, run_dir, *LONG, *settings)}"
+    command = f"deepspeed --hostfile hostfile {way} {train_words(data, run_dir, *LONG, *settings)}"
     return TwoHostJob(hosts, run_dir, f"{command} {words}")
 
 
@@ -104,20 +104,29 @@ def test_a_cut_link_ends_both_sides(hosts: TwoHosts, data: Path, tmp_path: Path)
     assert "host node1 (ranks 0, 1) does not answer" in (logs / "rank_00002.log").read_text()
 
 
-def test_sigterm_to_deepspeed_saves_and_the_same_command_goes_on(
-    hosts: TwoHosts, data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "way, number, program",
+    [
+        ("", signal.SIGTERM, "deepspeed"),
+        (OPENMPI, signal.SIGTERM, "deepspeed"),
+        pytest.param(OPENMPI, signal.SIGUSR1, "mpirun", marks=pytest.mark.faults),
+    ],
+    ids=["pdsh", "openmpi", "mpirun"],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    hosts: TwoHosts, data: Path, tmp_path: Path, way: str, number: signal.Signals, program: str
 ) -> None:
-    started = start(hosts, data, tmp_path, "checkpoint.interval_steps=100000")
+    hosts.write_environment(MASTER_ADDR=hosts.first.address)
+    rare = "checkpoint.interval_steps=100000"
+    started = start(hosts, data, tmp_path, rare, way=way)
     started.until_step(4)
-    started.signal_deepspeed(signal.SIGTERM)
+    started.signal(program, number)
     assert started.wait(60) != 0
     started.until_gone()
     saved = complete_checkpoints(started.run_dir)[0][1].step
     assert saved >= 4
     assert newest_step(started.run_dir) == saved
-    again = start(
-        hosts, data, tmp_path, "checkpoint.interval_steps=100000", words=f"--max-steps {saved + 3}"
-    )
+    again = start(hosts, data, tmp_path, rare, way=way, words=f"--max-steps {saved + 3}")
     assert again.wait() == 0, again.text()
     assert f"going on after step {saved}" in again.text()
     steps = [numbers[0] for numbers in losses_of(started.run_dir) if len(numbers) > 2]
