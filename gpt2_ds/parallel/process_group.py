@@ -54,6 +54,7 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     Raises:
         RunError: the ranks cannot meet: rank 0's port is taken, rank 0 cannot be reached, or ranks
             are missing.
+        UserError: a host has other devices than the others, or too few.
     """
     deepspeed_logger.setLevel(logging.WARNING)
     # ZeRO calls these under their old names (DeepSpeed 0.19.8 on torch 2.13).
@@ -70,14 +71,15 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     # would take for a hang.
     importlib.import_module("torch._dynamo")
     device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     _joined["timeout_minutes"] = timeout_minutes
     meeting_seconds = min(60 * timeout_minutes, meeting_seconds)
     try:
-        meeting = roll_call(meeting_seconds) if world_size() > 1 else None
+        devices = 0 if device.type == "cpu" else get_accelerator().device_count()
+        meeting = roll_call(meeting_seconds, device.type, devices) if world_size() > 1 else None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # not before: a host that has none of it is named there
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
         del meeting
     except (RuntimeError, OSError) as error:  # OSError: the master's name is not known

@@ -41,7 +41,6 @@ from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault,
 from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
-from gpt2_ds.train.preflight.fast import check_own_device
 from gpt2_ds.train.probe import probe_loss, probe_tokens
 from gpt2_ds.train.rank_log import keep_log, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
@@ -99,7 +98,6 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         UserError: a shard is not what the manifest says; the machines do not fit.
         RunError: the run failed in a way that is understood.
     """
-    check_own_device()
     timeout = plan.recipe.health.timeout_seconds
     # Collectives wait longer than the watchdog, which says which rank it is.
     device = join(1 + 2 * timeout / 60, meeting_seconds=max(60.0, min(timeout, _MEETING_SECONDS)))

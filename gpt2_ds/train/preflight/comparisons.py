@@ -112,7 +112,7 @@ def project_alike(facts: Sequence[RankFacts]) -> list[Check]:
 
 
 def devices(facts: Sequence[RankFacts]) -> Check:
-    """Each device has a rank; `check_own_device` saw to it that each rank has a device."""
+    """Each device has a rank; the roll call saw to it that each rank has a device."""
     if not any(each.devices for each in facts):
         return ok("devices", "CPUs")
     idle = [each for each in one_a_node(facts) if each.devices > each.node_ranks]

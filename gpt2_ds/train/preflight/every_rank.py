@@ -15,7 +15,7 @@ from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.inputs import open_inputs
 from gpt2_ds.train.preflight.comparisons import cores, shared_memory, who
-from gpt2_ds.train.preflight.fast import check_own_device, compare
+from gpt2_ds.train.preflight.fast import compare
 from gpt2_ds.train.preflight.left_locks import extension_locks
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from gpt2_ds.train.preflight.run_folder import left_as_found, room, run_folder
@@ -40,7 +40,6 @@ def check_and_leave(plan: RunPlan) -> NoReturn:
 
 def _check(plan: RunPlan) -> int:
     fingerprint, mistakes = _inputs(plan)
-    check_own_device()
     device = join(_MINUTES)
     checks = check_ranks(plan, device, fingerprint, mistakes)
     # Together: a launcher that sees one rank fail ends the others, rank 0 before it has printed.

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from gpt2_ds.train.preflight import fast, rank_facts, run_folder
-from gpt2_ds.train.preflight.fast import check_own_device, fast_checks
+from gpt2_ds.train.preflight.fast import fast_checks
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from tests.config.small_recipe import only_fault
 from tests.small_run import small_plan
@@ -84,21 +83,6 @@ def test_a_model_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     of(needed, 0)
     fast_checks(plan, "")
-
-
-def test_a_rank_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_own_device()  # on a CPU
-    monkeypatch.setattr(fast, "local_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(fast.platform, "node", lambda: "worker-7")
-    for name, value in (("RANK", "6"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "8")):
-        monkeypatch.setenv(name, value)
-    assert only_fault(check_own_device) == (
-        "host worker-7: has 2 devices, and rank 6 would take number 2 of them, counted from 0. "
-        "Write slots=2 for it in the hostfile, or start 2 ranks there."
-    )
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    check_own_device()
 
 
 def test_another_recipe_template_or_code_is_another(
