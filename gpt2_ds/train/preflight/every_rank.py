@@ -53,12 +53,16 @@ def _inputs(plan: RunPlan) -> tuple[str, tuple[Fault, ...]]:
     A dataset that the run itself would make is not made: its fingerprint is empty.
     """
     data = plan.recipe.data
-    if data.prepare is not None and data.path is not None and not Path(data.path).exists():
-        return "", ()
     try:
+        if data.prepare is not None and data.path is not None and not Path(data.path).exists():
+            return "", ()
         corpus = open_inputs(plan)
     except UserError as error:
         return "", error.faults
+    except OSError as error:  # of this machine alone, perhaps: a mount that is stale, or not let in
+        what = f"cannot be read ({error.strerror or error})"
+        fix = "Make it readable for this user on every machine."
+        return "", (Fault(str(error.filename or data.path), what, fix),)
     corpus.close()
     return corpus.fingerprint, ()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.preflight import fast, rank_facts, run_folder
+from gpt2_ds.train.preflight import every_rank, fast, rank_facts, run_folder
 from gpt2_ds.train.preflight.fast import fast_checks
 from gpt2_ds.train.preflight.rank_facts import RankFacts
+from gpt2_ds.train.preflight.verdicts import failed
 from tests.config.small_recipe import only_fault
 from tests.small_run import small_plan
 
@@ -50,6 +51,42 @@ def test_little_room_is_only_a_warning(
     )
     fast_checks(plan, "", writes=False)
     assert capfd.readouterr().err == ""
+
+
+def test_no_room_at_all_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = run_folder.shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage)
+    plan = small_plan("data/x", tmp_path / "run")
+    message = only_fault(lambda: fast_checks(plan, ""))
+    assert message.startswith("free disk: 0 bytes for ")
+    assert message.endswith(f"{tmp_path}/run. Make room, or name another disk with --run-dir.")
+    usage = usage._replace(total=0)  # of a mounted bucket, that knows none
+    assert run_folder.room(plan).verdict == "warning"
+
+
+def test_a_disk_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", refuse)
+    assert run_folder.room(small_plan("data/x", tmp_path / "run")) == failed(
+        "free disk",
+        f"{tmp_path}/run: cannot look (Permission denied)",
+        "Name a folder that you may write to with --run-dir.",
+    )
+
+
+def test_inputs_that_a_rank_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(plan: object) -> None:
+        raise PermissionError(13, "Permission denied", "data/x/manifest.json")
+
+    monkeypatch.setattr(every_rank, "open_inputs", refuse)
+    fingerprint, (fault,) = every_rank._inputs(small_plan("data/x", tmp_path / "run"))
+    assert fingerprint == ""
+    assert str(fault) == (
+        "data/x/manifest.json: cannot be read (Permission denied). Make it readable for this user "
+        "on every machine."
+    )
 
 
 def test_what_is_there_already_needs_no_more_room(
