@@ -82,6 +82,7 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
             torch.cuda.set_device(device)  # not before: a host that has none of it is named there
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
         del meeting
+        host_group()  # here, where a wrong network is said as one: NCCL has connected nothing yet
     except (RuntimeError, OSError) as error:  # OSError: the master's name is not known
         raise RunError(_why_not_joined(str(error), meeting_seconds)) from error
     return device
@@ -103,15 +104,17 @@ def _why_not_joined(error: str, seconds: float) -> str:
         another = int(port) + 1 if int(port) < 65535 else 29500
         return (
             f"--master_port {port}: is in use by another process on {platform.node()}. Give "
-            f"deepspeed another: deepspeed --master_port {another} ..."
+            f"another: deepspeed --master_port {another} ...; or, where srun or mpirun starts the "
+            f"ranks, MASTER_PORT={another} in the environment of all."
         )
     if "trying to connect to" in error:
         hosts = hosts_of_ranks()
         there = f" on host {hosts[0]}" if hosts else " there"
         return (
             f"--master_addr {address} --master_port {port}: {this} could not reach rank 0{there} "
-            f"for {seconds:g} s. See whether rank 0 lives, and whether a firewall "
-            "is between the machines."
+            f"for {seconds:g} s. See whether rank 0 lives, whether a firewall is between the "
+            f"machines, and whether {address} is of the network that joins them: if not, give "
+            "deepspeed another by --master_addr."
         )
     return (
         f"--master_addr {address} --master_port {port}: {this} could not join the others: "

@@ -179,7 +179,8 @@ def _sentence(missing: list[int], timeout_seconds: float) -> str:
         f"{describe_ranks(missing, names)} did not come within {timeout_seconds:g} s; "
         f"{world_size() - len(missing)} of {world_size()} ranks did. See {see}what those ranks "
         f"print; no firewall may stand between them and rank 0 at {os.environ['MASTER_ADDR']} "
-        f"port {os.environ['MASTER_PORT']}."
+        f"port {os.environ['MASTER_PORT']}, and that address must be of the network that joins the "
+        "machines: deepspeed --master_addr names another."
     )
 
 
