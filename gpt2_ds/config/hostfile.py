@@ -11,11 +11,17 @@ from pathlib import Path
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
+from gpt2_ds.config.process import RUNNERS, program_and_words
 
 _HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
 _LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
 _SENT = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # names that DeepSpeed 0.19.8 sends, by prefix
-_HOSTFILE_FLAGS = ("--hostfile", "-H")
+# Options of the `deepspeed` command (0.19.8) without a value; all others have one.
+_SWITCHES = (
+    *("--module", "--no_python", "--no_local_rank", "--no_ssh", "--no_ssh_check", "--force_multi"),
+    *("--save_pid", "--bind_cores_to_rank", "--quiet", "-q", "--help", "-h"),
+)
+_SHORTEST_HOSTFILE = len("--ho")  # argparse takes a beginning that no other option shares
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _ACTIVE = re.compile(r"[$`\"\\\x00-\x08\x0a-\x1f\x7f]|%[hnu%]")  # in "..." of a shell; of pdsh
@@ -42,21 +48,33 @@ def named_hostfile(commands: Iterator[tuple[list[str], Path]]) -> Path | None:
         commands: argument vector and working directory of each parent process, nearest first.
     """
     for words, directory in commands:
-        names = [Path(word).name for word in words[:2]]
-        launcher = next((i for i, name in enumerate(names) if name in ("deepspeed", "ds")), None)
-        if launcher is None:
-            continue
-        own = words[launcher + 1 :]
-        for word, following in zip(own, [*own, ""][1:], strict=True):
-            flag, equals, value = word.partition("=")
-            if word.endswith(".py"):
-                return None  # what follows are the training script's own arguments
-            if flag in _HOSTFILE_FLAGS:
-                return directory / (value if equals else following)
-            if word.startswith("-H"):
-                return directory / word.removeprefix("-H")
-        return None
+        program, own = program_and_words(words)
+        if program in RUNNERS:
+            named = _option_hostfile(own)
+            return None if named is None else directory / named
     return None
+
+
+def _option_hostfile(words: list[str]) -> str | None:
+    """The last value of --hostfile before the script, as argparse reads the words."""
+    named = None
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            break  # the script; what follows are its own words
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+        else:
+            flag, value = word[:2], word[2:].removeprefix("=")
+            equals = value
+        if not equals:
+            if any(switch.startswith(flag) for switch in _SWITCHES):
+                continue
+            value = next(rest, "")
+        long = len(flag) >= _SHORTEST_HOSTFILE and "--hostfile".startswith(flag)
+        if flag == "-H" or long:
+            named = value
+    return named
 
 
 def ancestors() -> Iterator[tuple[list[str], Path]]:

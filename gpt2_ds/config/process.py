@@ -12,7 +12,8 @@ _LAUNCHERS = (
     *("deepspeed.launcher.launch", "torchrun", "torch.distributed.run"),
     *("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted"),  # OpenMPI's, old and new
 )
-_RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
+RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
+"""The programs that a user types, which start the launchers."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,31 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def program_of(words: list[str]) -> str:
-    """The program of a command line; of Python's, the module or the name of the script.
+    """The program of a command line; of Python's, the module or the name of the script."""
+    return program_and_words(words)[0]
 
-    >>> program_of(["/venv/bin/python", "-u", "-m", "deepspeed.launcher.launch", "train.py"])
-    'deepspeed.launcher.launch'
-    >>> program_of(["python3", "-W", "ignore", "/venv/bin/deepspeed", "train.py"])
-    'deepspeed'
-    >>> program_of(["/usr/bin/srun", "deepspeed"])
-    'srun'
+
+def program_and_words(words: list[str]) -> tuple[str, list[str]]:
+    """The program of a command line as `program_of` names it, and the words that are its own.
+
+    >>> program_and_words(["/venv/bin/python", "-u", "-m", "deepspeed.launcher.launch", "train.py"])
+    ('deepspeed.launcher.launch', ['train.py'])
+    >>> program_and_words(["python3", "-W", "ignore", "/venv/bin/deepspeed", "-H", "hosts"])
+    ('deepspeed', ['-H', 'hosts'])
+    >>> program_and_words(["/usr/bin/srun", "deepspeed"])
+    ('srun', ['deepspeed'])
     """
     program, rest = Path(words[0]).name, iter(words[1:])
     if not program.startswith(("python", "pypy")):
-        return program
+        return program, list(rest)
     for word in rest:
         if word == "-m":
-            return next(rest, "")
+            return next(rest, ""), list(rest)
         if word in _OPTIONS_WITH_VALUE:
             next(rest, None)
         elif not word.startswith("-"):
-            return Path(word).name
-    return program
+            return Path(word).name, list(rest)
+    return program, []
 
 
 def launchers(parent: Process | None) -> list[Process]:
@@ -103,4 +109,4 @@ def launchers(parent: Process | None) -> list[Process]:
     if parent is None or parent.program() not in _LAUNCHERS:
         return []
     runner = parent.parent()
-    return [parent, runner] if runner and runner.program() in _RUNNERS else [parent]
+    return [parent, runner] if runner and runner.program() in RUNNERS else [parent]

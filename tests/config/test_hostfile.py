@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 from pathlib import Path
@@ -118,13 +119,36 @@ FOLDER = Path("/job")
         ("python /venv/bin/deepspeed launch/train.py --hostfile other", None),
         ("deepspeed launch/train.py", None),
         ("bash -c deepspeed --hostfile h", None),
+        ("python -u /venv/bin/deepspeed --hostfile h launch/train.py", "h"),
+        ("python -m deepspeed.launcher.runner --hostfile h launch/train.py", "h"),
+        ("deepspeed --hostf h launch/train.py", "h"),
+        ("deepspeed --ho=h launch/train.py", "h"),
+        ("deepspeed --venv_script x.py --hostfile h launch/train.py", "h"),
+        ("deepspeed -e x.py --force -q -iw@v --no_ssh_check -H h launch/train.py", "h"),
+        ("deepspeed --hostfile other --hostfile h --save_pid train -H no", "h"),
+        ("deepspeed --module pkg.train --hostfile other", None),
         ("deepspeed", None),
         ("", None),
     ],
 )
 def test_the_hostfile_of_a_command(command: str, found: str | None) -> None:
-    parents = [(["bash", "-c", "x"], Path("/other")), (command.split(), FOLDER)]
+    parents = [(["bash", "-c", "x"], Path("/other")), (command.split() or [""], FOLDER)]
     assert named_hostfile(iter(parents)) == (FOLDER / found if found else None)
+
+
+def test_the_options_are_read_as_deepspeed_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.launcher import runner
+
+    command = ["-e", "x.py", "--force", "-q", "-iw@v", "--no_ssh_check", "--ho", "h", "a.py", "-H"]
+    assert runner.parse_args([*command, "no"]).hostfile == "h"
+    # Its parser itself, which parse_args keeps to itself.
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, args: self)
+    parser = runner.parse_args()
+    switches = [each for each in parser._actions if each.nargs == 0]
+    assert {name for each in switches for name in each.option_strings} == set(hostfile._SWITCHES)
+    shared = [name for name in parser._option_string_actions if name.startswith("--ho")]
+    assert shared == ["--hostfile"]
+    assert len([name for name in parser._option_string_actions if name.startswith("--h")]) > 1
 
 
 def test_the_nearest_launcher_counts() -> None:
