@@ -131,6 +131,27 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
+def ranks_of(path: Path, hosts: dict[str, int], expected: int | None) -> int:
+    """The ranks of a hostfile, held to `--expect-ranks`.
+
+    Args:
+        path: as it was named.
+        hosts: what `read_hostfile` gives of it.
+        expected: what was typed; None: any number.
+
+    Raises:
+        UserError: they are not as many.
+    """
+    slots = sum(hosts.values())
+    if expected not in (None, slots):
+        raise user_error(
+            f"--expect-ranks {expected}",
+            f"{path} has {slots} slots",
+            "Correct the hostfile's slots, or the number.",
+        )
+    return slots
+
+
 def _is_host(host: str) -> bool:
     """A name, or an address; pdsh reads another `a:b` as a way `a` to reach `b`."""
     if ":" not in host:

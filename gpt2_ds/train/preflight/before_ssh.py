@@ -6,11 +6,12 @@ import shlex
 from argparse import Namespace
 from functools import partial
 
-from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of, user_error
+from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of
 from gpt2_ds.config.hostfile import (
     check_environment_file,
     check_sent_variables,
     environment_files,
+    ranks_of,
     read_hostfile,
 )
 from gpt2_ds.config.node_commands import describe_nodes
@@ -32,13 +33,7 @@ def check_hosts(args: Namespace) -> int:
             nothing was started on any host.
     """
     hosts = _read(args)
-    slots = sum(hosts.values())
-    if args.expect_ranks not in (None, slots):
-        raise user_error(
-            f"--expect-ranks {args.expect_ranks}",
-            f"{args.hostfile} has {slots} slots",
-            "Correct the hostfile's slots, or the number.",
-        )
+    slots = ranks_of(args.hostfile, hosts, args.expect_ranks)
     ssh = Ssh(args.ssh_port)
     if args.dry_run:
         print(commands(hosts, ssh))
