@@ -13,7 +13,7 @@ from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
 from gpt2_ds.config.process import RUNNERS, program_and_words
 
-_HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
+_HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[ \t]+slots=[1-9][0-9]*$")
 _LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
 _SENT = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # names that DeepSpeed 0.19.8 sends, by prefix
 # Options of the `deepspeed` command (0.19.8) without a value; all others have one.
@@ -117,7 +117,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if not line:
             continue
         where = f"{path}:{number}"
-        if not _HOSTFILE_LINE.match(line) or not _is_host(line.split()[0]):
+        if not _HOSTFILE_LINE.match(line):
             faults.append(Fault(where, f"is {line!r}{_why(line)}", _LINE_FIX))
             continue
         host, slots = line.split()[0], int(line.rpartition("=")[2])
@@ -152,16 +152,6 @@ def ranks_of(path: Path, hosts: dict[str, int], expected: int | None) -> int:
     return slots
 
 
-def _is_host(host: str) -> bool:
-    """A name, or an address; pdsh reads another `a:b` as a way `a` to reach `b`."""
-    if ":" not in host:
-        return True
-    try:
-        return ipaddress.ip_address(host).version == 6
-    except ValueError:
-        return False
-
-
 def _why(line: str) -> str:
     """What is special about a refused line, if anything is."""
     if line.endswith("\r"):
@@ -172,9 +162,18 @@ def _why(line: str) -> str:
         return ", which ssh would take for an option"
     if re.search(r"[;&|<>`$(){}'\"\\*?!]", line):
         return ", which a shell would run or change"
+    if _is_ipv6(line.split()[0]):
+        return ", and pdsh takes no IPv6 address: give it a name in /etc/hosts"
     if re.search(r"slots=0+$", line):
         return ", so no rank would run there"
     return ""
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def environment_files() -> list[Path]:

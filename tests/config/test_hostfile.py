@@ -29,9 +29,9 @@ def file(folder: Path, content: bytes, name: str = "hostfile") -> Path:
 
 
 def test_a_good_hostfile(tmp_path: Path) -> None:
-    content = b"# two nodes\nworker-1 slots=8\n\n10.0.0.2\t slots=4  # the second\nfe80::1 slots=1"
+    content = b"# two nodes\nworker-1 slots=8\n\n10.0.0.2\t slots=4  # the second\nc_3 slots=1"
     hosts = read_hostfile(file(tmp_path, content))
-    assert hosts == {"worker-1": 8, "10.0.0.2": 4, "fe80::1": 1}
+    assert hosts == {"worker-1": 8, "10.0.0.2": 4, "c_3": 1}
 
 
 SHELL = ", which a shell would run or change"
@@ -61,6 +61,10 @@ SHELL = ", which a shell would run or change"
         ("slots=2", ""),
         ("exec:w slots=2", ""),
         ("w:1 slots=2", ""),
+        (
+            "fe80::1 slots=2",
+            ", and pdsh takes no IPv6 address: give it a name in /etc/hosts",
+        ),
         ("w[1-3] slots=2", ""),
         ("w,v slots=2", ""),
         ("user@w slots=2", ""),

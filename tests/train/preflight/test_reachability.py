@@ -127,11 +127,11 @@ def test_programs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_commands_are_quoted() -> None:
-    assert commands({"a": 1, "fe80::1": 2}, Ssh(2222)).splitlines() == [
+    assert commands({"a": 1, "b": 2}, Ssh(2222)).splitlines() == [
         "ssh -G -p 2222 a",
         "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 a true",
-        "ssh -G -p 2222 fe80::1",
-        "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 fe80::1 true",
+        "ssh -G -p 2222 b",
+        "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 b true",
     ]
     quoted = commands({"a b": 1}, Ssh())  # read_hostfile lets none through
     assert subprocess.run(
