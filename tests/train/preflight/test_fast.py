@@ -145,6 +145,21 @@ def test_another_recipe_template_or_code_is_another(
     assert len(seen) == 3
 
 
+def test_devices_that_deepspeed_hides_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_facts, "_NVIDIA_GPUS", tmp_path)
+    for bus in range(4):
+        (tmp_path / f"0000:0{bus}:00.0").mkdir()
+    monkeypatch.delenv("CROSS_SIZE", raising=False)
+    assert rank_facts._machine_devices(2) == 2  # Slurm gave this job two of them
+    monkeypatch.setenv("CROSS_SIZE", "1")
+    assert rank_facts._machine_devices(2) == 4
+    assert rank_facts._machine_devices(0) == 0  # it trains on the CPU
+    monkeypatch.setattr(rank_facts, "_NVIDIA_GPUS", tmp_path / "none")
+    assert rank_facts._machine_devices(2) == 2
+
+
 def test_what_deepspeed_should_not_have_sent_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
