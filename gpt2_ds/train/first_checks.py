@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
-from gpt2_ds.config.launcher import nodes, rank, world_size
+from gpt2_ds.config.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_needs import check_needs
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.parallel.agreement import gathered, totals
@@ -124,5 +125,28 @@ def use_cpu_adam(plan: RunPlan) -> bool:
         say("optimizer: torch's AdamW on the host; DeepSpeedCPUAdam needs a C++ compiler and ninja")
         return False
     say("optimizer: DeepSpeedCPUAdam; compiling it takes a few minutes the first time")
-    clear_stale_lock("cpu_adam", nodes=nodes())
     return True
+
+
+def clear_stale_locks(plan: RunPlan) -> None:
+    """Remove the locks that dead builds left of the ops that a template loads. Collective.
+
+    One rank of each machine does it, before any of them builds: another could take the lock of a
+    build that has just begun for one that was left.
+    """
+    if rank() == local_ranks().start:
+        for op in compiled_ops_of(plan.template):
+            clear_stale_lock(op, nodes=nodes())
+    gathered(None)
+
+
+def compiled_ops_of(template: Template) -> list[str]:
+    """DeepSpeed's names of the ops that it compiles and loads for a template (0.19.8)."""
+    zero = template.zero_optimization
+    offloads = [each for each in (zero.offload_optimizer, zero.offload_param) if each is not None]
+    ops = {
+        "cpu_adam": zero.offload_optimizer is not None,
+        "async_io": any(each.device == "nvme" for each in offloads),
+        "quantizer": zero.zero_quantized_weights or zero.zero_quantized_gradients,
+    }
+    return [op for op, loads in ops.items() if loads]

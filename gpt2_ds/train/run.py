@@ -35,7 +35,7 @@ from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.arguments import TRAIN, StartOptions
 from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 from gpt2_ds.train.checkpoint_manifest import step_name
-from gpt2_ds.train.first_checks import check_together, use_cpu_adam
+from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault, note_start
 from gpt2_ds.train.ledger import Ledger
@@ -137,6 +137,7 @@ def _train(
     watchdog.mark(0, "starting")
     training = options.replay_step is None  # otherwise nothing is written
     deepspeed_config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
+    clear_stale_locks(plan)
     hosts = gathered(platform.node())
     if training:
         by_rank_0(lambda: write_run_files(plan, deepspeed_config, hosts))

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_run import small_dataset
+from gpt2_ds.config.template_file import load_template
+from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.train.first_checks import compiled_ops_of
+from tests.conftest import REPOSITORY
+from tests.ranks import run_ranks
+from tests.small_run import small_dataset, small_plan
 from tests.train.watched_ranks import Ranks
 
-pytestmark = pytest.mark.heavy
+STALE = "a build of async_io died"
 
 # argv: run directory, timeout in seconds, the dataset, and how many of its shards a rank can read.
 _CHECKING = """
@@ -50,6 +55,56 @@ def checking(data: Path, run_dir: Path, shards: int = 0, timeout_seconds: float 
     return Ranks(run_dir, *words, timeout_seconds=timeout_seconds, code=_CHECKING)
 
 
+def clear_twice(folder: Path) -> list[list[str]]:
+    """What is left of the locks: on two machines that share no disk, then on one."""
+    import os
+
+    from gpt2_ds.config import launcher
+    from gpt2_ds.train import first_checks
+
+    me, left = launcher.rank(), []
+    nvme = small_plan("data/x", folder / "run", template="zero3_nvme", world_size=2)
+    for place in ("apart", "together"):
+        root = folder / (f"{place}_{me}" if place == "apart" else place)
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+        if place == "apart":
+            first_checks.local_ranks = lambda: range(me, me + 1)
+        else:
+            first_checks.local_ranks = launcher.local_ranks
+        if place == "apart" or me == 0:
+            for op in ("async_io", "quantizer"):
+                (root / op).mkdir(parents=True)
+                (root / op / "lock").touch()
+        gathered(None)
+        first_checks.clear_stale_locks(nvme)
+        left.append(sorted(path.parent.name for path in root.glob("*/lock")))
+    return left
+
+
+@pytest.mark.heavy
+def test_each_machine_clears_its_own_locks_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for left in run_ranks(clear_twice, 2, tmp_path, tmp_path):
+        assert left == [["quantizer"], ["quantizer"]]  # which the template does not load
+    assert capfd.readouterr().err.count(STALE) == 3
+
+
+@pytest.mark.parametrize(
+    "template, ops",
+    [
+        ("zero3", []),
+        ("zero2_offload", ["cpu_adam"]),
+        ("zero3_nvme", ["cpu_adam", "async_io"]),
+        ("zero3_hpz_quantized", ["quantizer"]),
+    ],
+)
+def test_the_ops_of_a_template(template: str, ops: list[str]) -> None:
+    loaded = load_template(REPOSITORY / f"ds_configs/{template}.json")
+    assert compiled_ops_of(loaded) == ops
+
+
+@pytest.mark.heavy
 def test_a_rank_that_is_killed_is_named(data: Path, tmp_path: Path) -> None:
     with checking(data, tmp_path / "run") as ranks:
         ranks.wait_for_step_3()
@@ -65,6 +120,7 @@ def test_a_rank_that_is_killed_is_named(data: Path, tmp_path: Path) -> None:
     ) in error
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_it_as_a_stop(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     with checking(data, tmp_path / "run") as ranks:
@@ -81,6 +137,7 @@ def test_a_signal_ends_it_as_a_stop(data: Path, tmp_path: Path, number: signal.S
     ) in said
 
 
+@pytest.mark.heavy
 def test_a_disk_that_hangs_is_no_check_that_takes_long(data: Path, tmp_path: Path) -> None:
     with checking(data, tmp_path / "run", shards=9, timeout_seconds=5) as ranks:
         ended = ranks.ends(60)
