@@ -134,6 +134,20 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 
 @pytest.mark.faults
+def test_what_kill_9_of_deepspeed_leaves_is_ended_by_a_signal(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    started = start(hosts, data, tmp_path, "checkpoint.interval_steps=100000")
+    started.until_step(4)
+    started.signal("deepspeed", signal.SIGKILL)
+    time.sleep(5)
+    assert [set(host.ranks()) for host in hosts.both] == [{0, 1}, {2, 3}]
+    hosts.second.run("pkill -f [l]aunch/train.py")  # not the shell that runs it
+    started.until_gone()
+    assert complete_checkpoints(started.run_dir)[0][1].step >= 4
+
+
+@pytest.mark.faults
 def test_a_dead_host_ends_a_job_of_openmpi(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
     hosts.write_environment(MASTER_ADDR=hosts.first.address)
     words = train_words(data, tmp_path / "run", *LONG)
@@ -144,6 +158,7 @@ def test_a_dead_host_ends_a_job_of_openmpi(hosts: TwoHosts, data: Path, tmp_path
     hosts.second.kill()
     until_empty(hosts.first, 30)
     assert started.wait(1) != 0
+    assert "node2" in started.text()
 
 
 def test_the_network_device_need_not_be_named(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
