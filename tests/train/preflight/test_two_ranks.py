@@ -85,7 +85,7 @@ def scenarios(data: Path, folder: Path) -> dict[str, Any]:
     found["fast seconds"] = time.perf_counter() - began
     gathered(None)
     found["fast run directory"] = sorted(p.name for p in plan.run_dir.iterdir())
-    checks = every_rank.check_ranks(plan, cpu, fingerprint, ())
+    checks, found["together"] = every_rank.check_ranks(plan, cpu, fingerprint, ())
     found["all"] = [(check.name, check.verdict) for check in checks]
     found["refused"] = refused(lambda: fast.fast_checks(plan, "other" if odd else fingerprint))
     other = replace(plan, run_dir=folder / f"of_rank_{rank()}_too")
@@ -216,6 +216,7 @@ def test_the_fast_checks_are_fast(found: dict[str, Any]) -> None:
 
 
 def test_all_checks(found: dict[str, Any]) -> None:
+    assert found["together"]
     assert [name for name, _ in found["all"]] == [
         *("meeting place", "Python", "torch", "deepspeed", "numpy", "code", "recipe", "dataset"),
         *("devices", "host memory", "clocks", "cores", "/dev/shm", "inputs", "run directory"),
