@@ -59,8 +59,10 @@ def test_a_host_that_cannot_be_reached_ends_the_job_with_its_name(
         hosts.second.kill()
     else:
         hosts.cut()
+    began = time.monotonic()
     started = start(hosts, data, tmp_path, *IMPATIENT)
     assert started.wait(240) != 0
+    print(f"{trouble}: named {time.monotonic() - began:.1f} s after the command")
     assert "host node2 (ranks 2, 3) did not come" in error_of(started.text())
     started.until_gone()
     assert newest_step(started.run_dir) == 0
@@ -76,6 +78,7 @@ def test_a_dead_host_ends_the_job_which_goes_on_without_it(
     victim.kill()
     killed = time.monotonic()
     until_empty(other, 30)
+    print(f"the {dead} host died: all had ended {time.monotonic() - killed:.1f} s later")
     if dead == "first":  # with the command that was typed
         return
     assert started.wait(1) != 0
@@ -96,8 +99,10 @@ def test_a_cut_link_ends_both_sides(hosts: TwoHosts, data: Path, tmp_path: Path)
     started.until_step(4)
     assert set(hosts.second.ranks()) == {2, 3}
     hosts.cut()
+    cut = time.monotonic()
     for host in hosts.both:
         until_empty(host, 45)
+    print(f"the link was cut: all had ended {time.monotonic() - cut:.1f} s later")
     assert started.wait(1) != 0
     assert "host node2 (ranks 2, 3) does not answer" in error_of(started.text())
     logs = started.run_dir / "logs"
