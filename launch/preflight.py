@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
 from gpt2_ds.config.hostfile import check_hostfile
 from gpt2_ds.config.launcher import adopt_launcher_variables, check_world_size, rank, world_size
+from gpt2_ds.config.node_commands import without_own_options
 from gpt2_ds.config.node_environment import load_node_environment
 from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.train.preflight.arguments import parse
@@ -46,7 +47,7 @@ def main() -> int:
 
 def _show_command() -> int:
     if rank() == 0:
-        print(shlex.join([sys.executable, *sys.argv]))
+        print(shlex.join([sys.executable, *without_own_options(sys.argv)]))
     return EXIT_DONE
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
-from gpt2_ds.config.hostfile import check_hostfile, read_hostfile
+from gpt2_ds.config.hostfile import check_hostfile, ranks_of, read_hostfile
 from gpt2_ds.config.launcher import (
     adopt_launcher_variables,
     check_world_size,
@@ -28,7 +28,9 @@ def main() -> int:
     check_hostfile()
     if not args.dry_run:  # which shows the run of any number of ranks
         check_world_size(args.expect_ranks)
-    ranks = sum(read_hostfile(args.hostfile).values()) if args.hostfile else world_size()
+    ranks = world_size()
+    if args.hostfile:
+        ranks = ranks_of(args.hostfile, read_hostfile(args.hostfile), args.expect_ranks)
     plan = resolve_run(
         args.recipe,
         world_size=ranks if args.expect_ranks is None else args.expect_ranks,

@@ -11,11 +11,17 @@ from pathlib import Path
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
+from gpt2_ds.config.process import RUNNERS, program_and_words
 
-_HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*[ \t]+slots=[1-9][0-9]*$")
+_HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[ \t]+slots=[1-9][0-9]*$")
 _LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
 _SENT = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # names that DeepSpeed 0.19.8 sends, by prefix
-_HOSTFILE_FLAGS = ("--hostfile", "-H")
+# Options of the `deepspeed` command (0.19.8) without a value; all others have one.
+_SWITCHES = (
+    *("--module", "--no_python", "--no_local_rank", "--no_ssh", "--no_ssh_check", "--force_multi"),
+    *("--save_pid", "--bind_cores_to_rank", "--quiet", "-q", "--help", "-h"),
+)
+_SHORTEST_HOSTFILE = len("--ho")  # argparse takes a beginning that no other option shares
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _ACTIVE = re.compile(r"[$`\"\\\x00-\x08\x0a-\x1f\x7f]|%[hnu%]")  # in "..." of a shell; of pdsh
@@ -42,21 +48,33 @@ def named_hostfile(commands: Iterator[tuple[list[str], Path]]) -> Path | None:
         commands: argument vector and working directory of each parent process, nearest first.
     """
     for words, directory in commands:
-        names = [Path(word).name for word in words[:2]]
-        launcher = next((i for i, name in enumerate(names) if name in ("deepspeed", "ds")), None)
-        if launcher is None:
-            continue
-        own = words[launcher + 1 :]
-        for word, following in zip(own, [*own, ""][1:], strict=True):
-            flag, equals, value = word.partition("=")
-            if word.endswith(".py"):
-                return None  # what follows are the training script's own arguments
-            if flag in _HOSTFILE_FLAGS:
-                return directory / (value if equals else following)
-            if word.startswith("-H"):
-                return directory / word.removeprefix("-H")
-        return None
+        program, own = program_and_words(words)
+        if program in RUNNERS:
+            named = _option_hostfile(own)
+            return None if named is None else directory / named
     return None
+
+
+def _option_hostfile(words: list[str]) -> str | None:
+    """The last value of --hostfile before the script, as argparse reads the words."""
+    named = None
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            break  # the script; what follows are its own words
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+        else:
+            flag, value = word[:2], word[2:].removeprefix("=")
+            equals = value
+        if not equals:
+            if any(switch.startswith(flag) for switch in _SWITCHES):
+                continue
+            value = next(rest, "")
+        long = len(flag) >= _SHORTEST_HOSTFILE and "--hostfile".startswith(flag)
+        if flag == "-H" or long:
+            named = value
+    return named
 
 
 def ancestors() -> Iterator[tuple[list[str], Path]]:
@@ -94,11 +112,12 @@ def read_hostfile(path: Path) -> dict[str, int]:
     hosts: dict[str, int] = {}
     faults: list[Fault] = []
     for number, raw in enumerate(text.split("\n"), start=1):
-        line = raw.partition("#")[0].strip(" \t")
+        # DeepSpeed ends a line at "\r" too: what follows one is no comment.
+        line = raw if "\r" in raw else raw.partition("#")[0].strip(" \t")
         if not line:
             continue
         where = f"{path}:{number}"
-        if not _HOSTFILE_LINE.match(line) or not _is_host(line.split()[0]):
+        if not _HOSTFILE_LINE.match(line):
             faults.append(Fault(where, f"is {line!r}{_why(line)}", _LINE_FIX))
             continue
         host, slots = line.split()[0], int(line.rpartition("=")[2])
@@ -112,27 +131,49 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def _is_host(host: str) -> bool:
-    """A name, or an address; pdsh reads another `a:b` as a way `a` to reach `b`."""
-    if ":" not in host:
-        return True
-    try:
-        return ipaddress.ip_address(host).version == 6
-    except ValueError:
-        return False
+def ranks_of(path: Path, hosts: dict[str, int], expected: int | None) -> int:
+    """The ranks of a hostfile, held to `--expect-ranks`.
+
+    Args:
+        path: as it was named.
+        hosts: what `read_hostfile` gives of it.
+        expected: what was typed; None: any number.
+
+    Raises:
+        UserError: they are not as many.
+    """
+    slots = sum(hosts.values())
+    if expected not in (None, slots):
+        raise user_error(
+            f"--expect-ranks {expected}",
+            f"{path} has {slots} slots",
+            "Correct the hostfile's slots, or the number.",
+        )
+    return slots
 
 
 def _why(line: str) -> str:
     """What is special about a refused line, if anything is."""
     if line.endswith("\r"):
         return ", with a Windows line end"
+    if "\r" in line:
+        return ", which DeepSpeed reads as two lines"
     if line.startswith("-"):
         return ", which ssh would take for an option"
     if re.search(r"[;&|<>`$(){}'\"\\*?!]", line):
         return ", which a shell would run or change"
+    if _is_ipv6(line.split()[0]):
+        return ", and pdsh takes no IPv6 address: give it a name in /etc/hosts"
     if re.search(r"slots=0+$", line):
         return ", so no rank would run there"
     return ""
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def environment_files() -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt2_ds.config.hostfile import read_hostfile
 from gpt2_ds.config.launcher import MASTER_PORT
 
-_OURS = ("--hostfile", "--dry-run")
+_OURS = ("--hostfile", "--dry-run", "--local_rank")  # the last is the launcher's
 # What a shell acts on within double quotes, and what it acts on without; pdsh acts on %h, %n, %u.
 _ACTIVE_QUOTED = re.compile(r"[$`\\\n]|%[hnu%]")
 _ACTIVE_BARE = re.compile(r"[$`\\\"';&|<>()*?#~\t\n]|\{\S*(,|\.\.)\S*\}|%[hnu%]|^$")
@@ -78,7 +78,9 @@ def node_command(hosts: dict[str, int], node: int, words: Sequence[str]) -> str:
 def without_own_options(words: Sequence[str]) -> list[str]:
     """The words of a real run.
 
-    >>> without_own_options(["train.py", "--hostfile", "h", "--dry-run", "--recipe", "r"])
+    >>> without_own_options(
+    ...     ["train.py", "--local_rank=0", "--hostfile", "h", "--dry-run", "--recipe", "r"]
+    ... )
     ['train.py', '--recipe', 'r']
     """
     kept: list[str] = []
@@ -87,7 +89,7 @@ def without_own_options(words: Sequence[str]) -> list[str]:
         flag, equals, _ = word.partition("=")
         if flag not in _OURS:
             kept.append(word)
-        elif flag == "--hostfile" and not equals:
+        elif flag != "--dry-run" and not equals:
             next(rest, None)
     return kept
 

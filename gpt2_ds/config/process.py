@@ -8,8 +8,12 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _OPTIONS_WITH_VALUE = ("-W", "-X")
-_LAUNCHERS = ("deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
-_RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
+_LAUNCHERS = (
+    *("deepspeed.launcher.launch", "torchrun", "torch.distributed.run"),
+    *("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted"),  # OpenMPI's, old and new
+)
+RUNNERS = ("deepspeed", "ds", "deepspeed.launcher.runner")
+"""The programs that a user types, which start the launchers."""
 
 
 @dataclass(frozen=True)
@@ -65,33 +69,39 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def program_of(words: list[str]) -> str:
-    """The program of a command line; of Python's, the module or the name of the script.
+    """The program of a command line; of Python's, the module or the name of the script."""
+    return program_and_words(words)[0]
 
-    >>> program_of(["/venv/bin/python", "-u", "-m", "deepspeed.launcher.launch", "train.py"])
-    'deepspeed.launcher.launch'
-    >>> program_of(["python3", "-W", "ignore", "/venv/bin/deepspeed", "train.py"])
-    'deepspeed'
-    >>> program_of(["/usr/bin/srun", "deepspeed"])
-    'srun'
+
+def program_and_words(words: list[str]) -> tuple[str, list[str]]:
+    """The program of a command line as `program_of` names it, and the words that are its own.
+
+    >>> program_and_words(["/venv/bin/python", "-u", "-m", "deepspeed.launcher.launch", "train.py"])
+    ('deepspeed.launcher.launch', ['train.py'])
+    >>> program_and_words(["python3", "-W", "ignore", "/venv/bin/deepspeed", "-H", "hosts"])
+    ('deepspeed', ['-H', 'hosts'])
+    >>> program_and_words(["/usr/bin/srun", "deepspeed"])
+    ('srun', ['deepspeed'])
     """
     program, rest = Path(words[0]).name, iter(words[1:])
     if not program.startswith(("python", "pypy")):
-        return program
+        return program, list(rest)
     for word in rest:
         if word == "-m":
-            return next(rest, "")
+            return next(rest, ""), list(rest)
         if word in _OPTIONS_WITH_VALUE:
             next(rest, None)
         elif not word.startswith("-"):
-            return Path(word).name
-    return program
+            return Path(word).name, list(rest)
+    return program, []
 
 
 def launchers(parent: Process | None) -> list[Process]:
     """The processes that a rank was started by and must not outlive; none without a launcher.
 
     On one machine `deepspeed` starts `python -m deepspeed.launcher.launch`, which starts the ranks;
-    torchrun starts them itself.
+    torchrun starts them itself. With `--launcher openmpi` it starts mpirun, which starts the ranks
+    of its own machine, and outlives a `deepspeed` that SIGTERM ends (0.19.8, OpenMPI 4.1).
 
     Args:
         parent: of the rank.
@@ -99,4 +109,4 @@ def launchers(parent: Process | None) -> list[Process]:
     if parent is None or parent.program() not in _LAUNCHERS:
         return []
     runner = parent.parent()
-    return [parent, runner] if runner and runner.program() in _RUNNERS else [parent]
+    return [parent, runner] if runner and runner.program() in RUNNERS else [parent]

@@ -85,19 +85,20 @@ class Corpus:
         named = [[name, dataset.fingerprint] for name, dataset in self.datasets.items()]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
-    def verify(self, part: int, parts: int) -> None:
+    def verify(self, part: int, parts: int, shard_done: Callable[[], None] = lambda: None) -> None:
         """Compare the shards on this machine with their manifests; streamed ones are when fetched.
 
         Args:
             part: 0..parts-1; the ranks of a run share the work.
             parts: how many share it.
+            shard_done: called after each shard.
 
         Raises:
             UserError: a shard is not what was written.
         """
         for name, dataset in self.datasets.items():
             if name not in self.remotes:
-                dataset.verify(part, parts)
+                dataset.verify(part, parts, shard_done)
 
     def samples(self, seed: int, skipped: Sequence[tuple[int, int]] = ()) -> Samples:
         """The training samples by number, in the order that the seed gives.

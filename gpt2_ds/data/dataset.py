@@ -97,18 +97,22 @@ class Dataset:
             )
         return Split(name, entries, self.manifest.dtype, self._locate)
 
-    def verify(self, part: int = 0, parts: int = 1) -> None:
+    def verify(
+        self, part: int = 0, parts: int = 1, shard_done: Callable[[], None] = lambda: None
+    ) -> None:
         """Read every `parts`-th shard from the `part`-th on, and compare it with the manifest.
 
         Args:
             part: 0..parts-1; the ranks of a run share the work by rank and world size.
             parts: how many share it.
+            shard_done: called after each shard.
 
         Raises:
             UserError: a shard is not what was written, or its index does not fit it.
         """
         for entry in self.manifest.shards[part::parts]:
             verify_shard(self._locate(entry), entry, n_vocab=self.tokenizer.n_vocab)
+            shard_done()
 
 
 def _check_header(directory: Path, manifest: Manifest, entry: ShardEntry) -> None:

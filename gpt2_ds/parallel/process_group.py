@@ -54,6 +54,7 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     Raises:
         RunError: the ranks cannot meet: rank 0's port is taken, rank 0 cannot be reached, or ranks
             are missing.
+        UserError: a host has other devices than the others, or too few.
     """
     deepspeed_logger.setLevel(logging.WARNING)
     # ZeRO calls these under their old names (DeepSpeed 0.19.8 on torch 2.13).
@@ -70,16 +71,18 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     # would take for a hang.
     importlib.import_module("torch._dynamo")
     device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     _joined["timeout_minutes"] = timeout_minutes
     meeting_seconds = min(60 * timeout_minutes, meeting_seconds)
     try:
-        meeting = roll_call(meeting_seconds) if world_size() > 1 else None
+        devices = 0 if device.type == "cpu" else get_accelerator().device_count()
+        meeting = roll_call(meeting_seconds, device.type, devices) if world_size() > 1 else None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # not before: a host that has none of it is named there
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
         del meeting
+        host_group()  # here, where a wrong network is said as one: NCCL has connected nothing yet
     except (RuntimeError, OSError) as error:  # OSError: the master's name is not known
         raise RunError(_why_not_joined(str(error), meeting_seconds)) from error
     return device
@@ -101,15 +104,17 @@ def _why_not_joined(error: str, seconds: float) -> str:
         another = int(port) + 1 if int(port) < 65535 else 29500
         return (
             f"--master_port {port}: is in use by another process on {platform.node()}. Give "
-            f"deepspeed another: deepspeed --master_port {another} ..."
+            f"another: deepspeed --master_port {another} ...; or, where srun or mpirun starts the "
+            f"ranks, MASTER_PORT={another} in the environment of all."
         )
     if "trying to connect to" in error:
         hosts = hosts_of_ranks()
         there = f" on host {hosts[0]}" if hosts else " there"
         return (
             f"--master_addr {address} --master_port {port}: {this} could not reach rank 0{there} "
-            f"for {seconds:g} s. See whether rank 0 lives, and whether a firewall "
-            "is between the machines."
+            f"for {seconds:g} s. See whether rank 0 lives, whether a firewall is between the "
+            f"machines, and whether {address} is of the network that joins them: if not, give "
+            "deepspeed another by --master_addr."
         )
     return (
         f"--master_addr {address} --master_port {port}: {this} could not join the others: "

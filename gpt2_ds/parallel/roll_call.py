@@ -1,33 +1,58 @@
-"""Wait until all ranks are there, and name the machines whose ranks are not."""
+"""Wait until all ranks are there, and name the machines whose ranks are not, or do not fit."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import groupby
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from gpt2_ds.config.errors import RunError, agreed
+from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
 from gpt2_ds.config.launcher import hosts_of_ranks, rank, world_size
 from gpt2_ds.parallel.network_device import address_towards, name_gloo_device
 
 _LOOK_SECONDS = 0.2
 _FIRST_WORD_SECONDS = 15.0
 _WORD_SECONDS = 60.0
-_ALL_HERE = "all are here"
 
 
-def roll_call(timeout_seconds: float) -> TCPStore:
+@dataclass(frozen=True)
+class Present:
+    """What a rank says of itself as it comes.
+
+    Args:
+        host: its machine's name.
+        address: its machine's, on the way to rank 0.
+        kind: of its device, in torch's words: "cuda", "cpu".
+        devices: of that kind that it sees; 0 for CPUs.
+        local_rank: which of them it would take.
+    """
+
+    host: str
+    address: str
+    kind: str
+    devices: int
+    local_rank: int
+
+
+def roll_call(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
     """Meet all ranks at the launcher's address, before torch does. Collective.
 
     torch itself, when a machine's ranks do not come, says only how many did, after its whole
-    timeout; meanwhile a run that was meant for many machines stands still.
+    timeout; meanwhile a run that was meant for many machines stands still. Where one has no GPU, it
+    would wait by gloo for others that wait by NCCL.
 
     Args:
         timeout_seconds: how long rank 0 waits for the others, and they for it.
+        kind: of this rank's device, as in `Present`.
+        devices: that it sees.
 
     Returns:
         The store of the meeting, to hold on to until torch's own is open: it is the same server.
@@ -35,6 +60,8 @@ def roll_call(timeout_seconds: float) -> TCPStore:
     Raises:
         RunError: on all ranks that came: names the hosts whose ranks did not, as far as the
             launcher named them.
+        UserError: on all ranks: names the hosts whose devices are not those of the others, or too
+            few.
         RuntimeError: torch's own, where rank 0 cannot listen or cannot be reached.
     """
     elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -48,30 +75,80 @@ def roll_call(timeout_seconds: float) -> TCPStore:
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"roll_call/{attempt}", server)
-    mine = address_towards(os.environ["MASTER_ADDR"])
-    store.set(f"here/{rank()}", mine)
+    address = address_towards(os.environ["MASTER_ADDR"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    mine = Present(platform.node(), address, kind, devices, local_rank)
+    store.set(f"here/{rank()}", json.dumps(asdict(mine)))
     if rank() == 0:
         missing = _wait_for_others(store, timeout_seconds)
-        said = _sentence(missing, timeout_seconds) if missing else _ALL_HERE
-        if not missing:
-            store.set("addresses", ",".join(dict.fromkeys(_addresses(store))))
-        store.set("said", said)
-        if missing:
+        everyone = [] if missing else _everyone(store)
+        faults = unfit(everyone, hosts_of_ranks())
+        answer = {
+            "missing": _sentence(missing, timeout_seconds) if missing else "",
+            "faults": [asdict(fault) for fault in faults],
+            "addresses": list(dict.fromkeys(each.address for each in everyone)),
+        }
+        store.set("answer", json.dumps(answer))
+        if missing or faults:
             time.sleep(1.0)  # the store ends with this process, and the others are to read it
     else:
         # Rank 0 may have come as late as this one, and waits anew.
-        store.wait(["said"], timedelta(seconds=2 * timeout_seconds))
-        said = store.get("said").decode()
-    if said != _ALL_HERE:
-        raise agreed(RunError(said))
-    name_gloo_device(store.get("addresses").decode().split(","), mine)
+        store.wait(["answer"], timedelta(seconds=2 * timeout_seconds))
+    answer = json.loads(store.get("answer"))
+    if answer["missing"]:
+        raise agreed(RunError(answer["missing"]))
+    if answer["faults"]:
+        raise agreed(UserError(*(Fault(**fault) for fault in answer["faults"])))
+    name_gloo_device(answer["addresses"], address)
     return server
 
 
-def _addresses(store: PrefixStore) -> list[str]:
-    """Each rank's, by rank."""
+def _everyone(store: PrefixStore) -> list[Present]:
+    """What each rank said of itself, by rank."""
     names = [f"here/{one}" for one in range(world_size())]
-    return [address.decode() for address in store.multi_get(names)]
+    return [Present(**json.loads(text)) for text in store.multi_get(names)]
+
+
+def unfit(everyone: Sequence[Present], hosts: list[str] | None) -> list[Fault]:
+    """The machines whose devices are not those of the others, or fewer than their ranks.
+
+    Args:
+        everyone: what each rank says of itself, by rank.
+        hosts: of each rank, in the launcher's words; None where it does not tell.
+    """
+    names = hosts or [each.host for each in everyone]
+    kinds = [each.kind for each in everyone]
+    # Rather a device than a CPU: where a driver fails, DeepSpeed takes the CPU.
+    most = max(kinds, key=lambda kind: (kind != "cpu", kinds.count(kind)), default="")
+    others = [one for one, kind in enumerate(kinds) if kind != most]
+    faults = []
+    for host in dict.fromkeys(names[one] for one in others):
+        here = [one for one in others if names[one] == host]
+        faults.append(
+            Fault(
+                describe_ranks(here, names),
+                f"would compute on {kinds[here[0]]}, and the others on {most}",
+                f"See what nvidia-smi says on {host}: whether its driver is loaded, and whether "
+                "this user, or the container, sees the devices.",
+            )
+        )
+    short: dict[str, int] = {}
+    for one, each in enumerate(everyone):
+        if each.kind == most != "cpu" and each.local_rank >= each.devices:
+            short.setdefault(names[one], one)
+    for host, one in short.items():
+        count = everyone[one].devices
+        faults.append(
+            Fault(
+                f"host {host}",
+                f"has {count} devices, and rank {one} would take number "
+                f"{everyone[one].local_rank} of them, counted from 0",
+                f"Write slots={count} for it in the hostfile, or start {count} ranks there."
+                if count
+                else f"See what nvidia-smi says on {host}.",
+            )
+        )
+    return faults
 
 
 def _wait_for_others(store: PrefixStore, timeout_seconds: float) -> list[int]:
@@ -102,7 +179,8 @@ def _sentence(missing: list[int], timeout_seconds: float) -> str:
         f"{describe_ranks(missing, names)} did not come within {timeout_seconds:g} s; "
         f"{world_size() - len(missing)} of {world_size()} ranks did. See {see}what those ranks "
         f"print; no firewall may stand between them and rank 0 at {os.environ['MASTER_ADDR']} "
-        f"port {os.environ['MASTER_PORT']}."
+        f"port {os.environ['MASTER_PORT']}, and that address must be of the network that joins the "
+        "machines: deepspeed --master_addr names another."
     )
 
 

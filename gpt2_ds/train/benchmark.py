@@ -21,7 +21,7 @@ from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.train.first_checks import check_device, use_cpu_adam
+from gpt2_ds.train.first_checks import check_device, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.start_up import start_up_words
 from gpt2_ds.train.terminal import say
 
@@ -51,6 +51,7 @@ def engine_step(plan: RunPlan) -> Step:
     """One optimizer step of a DeepSpeed engine, as the training loop takes it."""
     recipe = plan.recipe
     config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
+    clear_stale_locks(plan)
     config |= {
         name: {"enabled": False} for name in ("tensorboard", "wandb", "csv_monitor", "comet")
     }

@@ -2,29 +2,88 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
-from gpt2_ds.config.launcher import nodes, rank, world_size
+from gpt2_ds.config.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_needs import check_needs
 from gpt2_ds.data.corpus import Corpus
-from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.agreement import gathered, totals
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.process_group import device_title, local_device, supports
+from gpt2_ds.train.health import stop_reasons
+from gpt2_ds.train.preflight.fast import fast_checks
+from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.terminal import say
+from gpt2_ds.train.watchdog import Watchdog
+
+_POLL_SECONDS = 0.1
 
 
-def verify_together(corpus: Corpus) -> None:
+def check_together(
+    plan: RunPlan, corpus: Corpus, watchdog: Watchdog, stop: StopRequest, *, writes: bool
+) -> bool:
+    """All that is checked here. Collective.
+
+    Args:
+        plan: the run.
+        corpus: what it reads.
+        watchdog: over all ranks; it is told how far this is.
+        stop: whether this rank was asked to stop.
+        writes: the run writes into its directory; a replay does not.
+
+    Returns:
+        Whether some rank was asked to stop meanwhile.
+
+    Raises:
+        UserError: the device, a shard of the data, or a machine does not fit.
+    """
+    check_device(plan)
+    for warning in plan.warnings:
+        say(str(warning))
+    verify_together(corpus, watchdog, stop)
+    watchdog.mark(0, "checking machines")
+    fast_checks(plan, corpus.fingerprint, writes=writes)
+    if reasons := stop_reasons(stop):
+        say(f"Stopped before the first step ({reasons}). The same command begins again.")
+    return bool(reasons)
+
+
+def verify_together(corpus: Corpus, watchdog: Watchdog, stop: StopRequest) -> None:
     """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective.
+
+    It may take minutes: a rank that is asked to stop leaves the rest of it.
 
     Raises:
         UserError: a shard is damaged, or the ranks see different datasets at one path.
     """
     faults: tuple[Fault, ...] = ()
+    read = 0
+
+    def shard_done() -> None:
+        nonlocal read
+        read += 1
+
+    verifying = ThreadPoolExecutor(1, "verify").submit(
+        corpus.verify, rank(), world_size(), shard_done
+    )
+    seen = -1.0
+    while True:
+        ended, shards = totals([verifying.done() or stop.reason is not None, read])
+        if ended == world_size():
+            break
+        if shards != seen:  # by all ranks, so that all mark alike: who only waits is not blamed
+            seen = shards
+            watchdog.mark(0, "checking data")
+        time.sleep(_POLL_SECONDS)
     try:
-        corpus.verify(rank(), world_size())
+        if verifying.done():
+            verifying.result()
     except UserError as error:
         faults = error.faults
     found = gathered((corpus.fingerprint, faults))
@@ -66,5 +125,28 @@ def use_cpu_adam(plan: RunPlan) -> bool:
         say("optimizer: torch's AdamW on the host; DeepSpeedCPUAdam needs a C++ compiler and ninja")
         return False
     say("optimizer: DeepSpeedCPUAdam; compiling it takes a few minutes the first time")
-    clear_stale_lock("cpu_adam", nodes=nodes())
     return True
+
+
+def clear_stale_locks(plan: RunPlan) -> None:
+    """Remove the locks that dead builds left of the ops that a template loads. Collective.
+
+    One rank of each machine does it, before any of them builds: another could take the lock of a
+    build that has just begun for one that was left.
+    """
+    if rank() == local_ranks().start:
+        for op in compiled_ops_of(plan.template):
+            clear_stale_lock(op, nodes=nodes())
+    gathered(None)
+
+
+def compiled_ops_of(template: Template) -> list[str]:
+    """DeepSpeed's names of the ops that it compiles and loads for a template (0.19.8)."""
+    zero = template.zero_optimization
+    offloads = [each for each in (zero.offload_optimizer, zero.offload_param) if each is not None]
+    ops = {
+        "cpu_adam": zero.offload_optimizer is not None,
+        "async_io": any(each.device == "nvme" for each in offloads),
+        "quantizer": zero.zero_quantized_weights or zero.zero_quantized_gradients,
+    }
+    return [op for op, loads in ops.items() if loads]

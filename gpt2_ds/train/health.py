@@ -22,6 +22,12 @@ from gpt2_ds.train.watchdog import Watchdog
 _SLOW_RANKS_INTERVAL_STEPS = 10
 
 
+def stop_reasons(stop: StopRequest) -> str:
+    """Who asked which rank to stop; empty: nobody. Collective."""
+    reasons = [(i, reason) for i, reason in enumerate(gathered(stop.reason)) if reason]
+    return ", ".join(f"rank {i}: {reason}" for i, reason in reasons)
+
+
 class Health:
     """Watches one run on this rank, and tells the other ranks where they must know.
 
@@ -59,8 +65,7 @@ class Health:
 
     def stop_reasons(self) -> str:
         """Who asked which rank to stop. Collective."""
-        reasons = [(i, reason) for i, reason in enumerate(gathered(self._stop.reason)) if reason]
-        return ", ".join(f"rank {i}: {reason}" for i, reason in reasons)
+        return stop_reasons(self._stop)
 
     def mark(self, step: int, doing: str) -> None:
         """This rank goes on: tell the watchdog with what."""

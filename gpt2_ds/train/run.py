@@ -16,7 +16,13 @@ import torch
 
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, exit_code_of
+from gpt2_ds.config.errors import (
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_RUN_FAILED,
+    RunError,
+    exit_code_of,
+)
 from gpt2_ds.config.launcher import local_ranks, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.corpus import Corpus
@@ -29,13 +35,12 @@ from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.arguments import TRAIN, StartOptions
 from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 from gpt2_ds.train.checkpoint_manifest import step_name
-from gpt2_ds.train.first_checks import check_device, use_cpu_adam, verify_together
+from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault, note_start
 from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
-from gpt2_ds.train.preflight.fast import check_own_device, fast_checks
 from gpt2_ds.train.probe import probe_loss, probe_tokens
 from gpt2_ds.train.rank_log import keep_log, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
@@ -45,7 +50,7 @@ from gpt2_ds.train.run_directory import write_run_files
 from gpt2_ds.train.run_lock import RunLock
 from gpt2_ds.train.skipped_samples import add_skipped, parse_ranges
 from gpt2_ds.train.stop_request import StopRequest
-from gpt2_ds.train.terminal import say
+from gpt2_ds.train.terminal import say, say_file_trouble
 from gpt2_ds.train.watchdog import Watchdog
 
 _MEETING_SECONDS = 600.0
@@ -56,7 +61,7 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
     """Train, then end this process with the exit code of what happened."""
     if options.replay_step is None:
         keep_log(plan.run_dir, rank())
-    threading.excepthook = _say_file_trouble
+    threading.excepthook = say_file_trouble
 
     def run() -> int:
         try:
@@ -78,14 +83,6 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
         leave(EXIT_RUN_FAILED)
 
 
-def _say_file_trouble(args: threading.ExceptHookArgs) -> None:
-    """What a thread of a library could not write: TensorBoard's, when the disk is full."""
-    if isinstance(args.exc_value, OSError) and args.exc_value.errno in FILE_TROUBLES:
-        print(f"warning: {file_trouble(args.exc_value)}", file=sys.stderr, flush=True)
-    else:
-        threading.__excepthook__(args)
-
-
 def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
     """Train `plan` from its newest checkpoint, or from the first step.
 
@@ -101,31 +98,32 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         UserError: a shard is not what the manifest says; the machines do not fit.
         RunError: the run failed in a way that is understood.
     """
-    check_own_device()
     timeout = plan.recipe.health.timeout_seconds
     # Collectives wait longer than the watchdog, which says which rank it is.
     device = join(1 + 2 * timeout / 60, meeting_seconds=max(60.0, min(timeout, _MEETING_SECONDS)))
-    check_device(plan)
-    for warning in plan.warnings:
-        say(str(warning))
-    verify_together(corpus)
-    fast_checks(plan, corpus.fingerprint, writes=options.replay_step is None)
-    with (
-        StopRequest() as stop,
-        Watchdog(plan.run_dir, plan.recipe.health.timeout_seconds) as watchdog,
-    ):
+    # From here on each signal is heard, and a rank or machine that dies is named.
+    with StopRequest() as stop, Watchdog(plan.run_dir, timeout) as watchdog:
+        with _explained(watchdog):
+            if check_together(plan, corpus, watchdog, stop, writes=options.replay_step is None):
+                return EXIT_PREEMPTED
         with nullcontext() if options.replay_step else _locked(plan):
             try:
-                return _train(plan, corpus, options, device, stop, watchdog)
-            except RunError as error:
+                with _explained(watchdog):
+                    return _train(plan, corpus, options, device, stop, watchdog)
+            except (RunError, RuntimeError) as error:
                 note_fault(plan, options, str(error))
                 raise
-            except RuntimeError as error:  # what torch raises where a peer is gone
-                sentence = watchdog.what_happened(error)
-                note_fault(plan, options, sentence or str(error))
-                if sentence:
-                    raise RunError(sentence) from error
-                raise
+
+
+@contextmanager
+def _explained(watchdog: Watchdog) -> Iterator[None]:
+    """In place of what torch raises where a peer is gone: which one, and how it ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if sentence := watchdog.what_happened(error):
+            raise RunError(sentence) from error
+        raise
 
 
 def _train(
@@ -139,6 +137,7 @@ def _train(
     watchdog.mark(0, "starting")
     training = options.replay_step is None  # otherwise nothing is written
     deepspeed_config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
+    clear_stale_locks(plan)
     hosts = gathered(platform.node())
     if training:
         by_rank_0(lambda: write_run_files(plan, deepspeed_config, hosts))

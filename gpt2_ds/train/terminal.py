@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 from gpt2_ds.config.launcher import rank
+from gpt2_ds.parallel.agreement import FILE_TROUBLES, file_trouble
 
 
 def say(text: str) -> None:
     """Print on rank 0."""
     if rank() == 0:
         print(text, flush=True)
+
+
+def say_file_trouble(args: threading.ExceptHookArgs) -> None:
+    """What a thread of a library could not write: TensorBoard's, when the disk is full."""
+    if isinstance(args.exc_value, OSError) and args.exc_value.errno in FILE_TROUBLES:
+        print(f"warning: {file_trouble(args.exc_value)}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(args)

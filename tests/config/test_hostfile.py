@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 from pathlib import Path
@@ -28,9 +29,9 @@ def file(folder: Path, content: bytes, name: str = "hostfile") -> Path:
 
 
 def test_a_good_hostfile(tmp_path: Path) -> None:
-    content = b"# two nodes\nworker-1 slots=8\n\n10.0.0.2\t slots=4  # the second\nfe80::1 slots=1"
+    content = b"# two nodes\nworker-1 slots=8\n\n10.0.0.2\t slots=4  # the second\nc_3 slots=1"
     hosts = read_hostfile(file(tmp_path, content))
-    assert hosts == {"worker-1": 8, "10.0.0.2": 4, "fe80::1": 1}
+    assert hosts == {"worker-1": 8, "10.0.0.2": 4, "c_3": 1}
 
 
 SHELL = ", which a shell would run or change"
@@ -60,10 +61,16 @@ SHELL = ", which a shell would run or change"
         ("slots=2", ""),
         ("exec:w slots=2", ""),
         ("w:1 slots=2", ""),
+        (
+            "fe80::1 slots=2",
+            ", and pdsh takes no IPv6 address: give it a name in /etc/hosts",
+        ),
         ("w[1-3] slots=2", ""),
         ("w,v slots=2", ""),
         ("user@w slots=2", ""),
         ("w slots=2\r", ", with a Windows line end"),
+        ("# rack 3\r", ", with a Windows line end"),
+        ("# rack 3\r-oProxyCommand=x slots=2", ", which DeepSpeed reads as two lines"),
         ("wörker slots=2", ""),
         ("w\u00a0slots=2", ""),
         ("w\x0bslots=2", ""),
@@ -116,13 +123,36 @@ FOLDER = Path("/job")
         ("python /venv/bin/deepspeed launch/train.py --hostfile other", None),
         ("deepspeed launch/train.py", None),
         ("bash -c deepspeed --hostfile h", None),
+        ("python -u /venv/bin/deepspeed --hostfile h launch/train.py", "h"),
+        ("python -m deepspeed.launcher.runner --hostfile h launch/train.py", "h"),
+        ("deepspeed --hostf h launch/train.py", "h"),
+        ("deepspeed --ho=h launch/train.py", "h"),
+        ("deepspeed --venv_script x.py --hostfile h launch/train.py", "h"),
+        ("deepspeed -e x.py --force -q -iw@v --no_ssh_check -H h launch/train.py", "h"),
+        ("deepspeed --hostfile other --hostfile h --save_pid train -H no", "h"),
+        ("deepspeed --module pkg.train --hostfile other", None),
         ("deepspeed", None),
         ("", None),
     ],
 )
 def test_the_hostfile_of_a_command(command: str, found: str | None) -> None:
-    parents = [(["bash", "-c", "x"], Path("/other")), (command.split(), FOLDER)]
+    parents = [(["bash", "-c", "x"], Path("/other")), (command.split() or [""], FOLDER)]
     assert named_hostfile(iter(parents)) == (FOLDER / found if found else None)
+
+
+def test_the_options_are_read_as_deepspeed_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.launcher import runner
+
+    command = ["-e", "x.py", "--force", "-q", "-iw@v", "--no_ssh_check", "--ho", "h", "a.py", "-H"]
+    assert runner.parse_args([*command, "no"]).hostfile == "h"
+    # Its parser itself, which parse_args keeps to itself.
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, args: self)
+    parser = runner.parse_args()
+    switches = [each for each in parser._actions if each.nargs == 0]
+    assert {name for each in switches for name in each.option_strings} == set(hostfile._SWITCHES)
+    shared = [name for name in parser._option_string_actions if name.startswith("--ho")]
+    assert shared == ["--hostfile"]
+    assert len([name for name in parser._option_string_actions if name.startswith("--h")]) > 1
 
 
 def test_the_nearest_launcher_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,22 @@ def test_without_a_launcher_there_is_none() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert launchers(find(child.pid)) == []
     child.communicate()
+
+
+@pytest.mark.parametrize("name", ["mpirun", "prterun", "orted"])
+def test_a_launcher_and_the_command_above_it(tmp_path: Path, name: str) -> None:
+    command = tmp_path / "deepspeed"
+    words = f"[{name!r}, '60'], executable='/bin/sleep'"
+    command.write_text(f"import subprocess\nprint(subprocess.Popen({words}).pid)\ninput()\n")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-u", str(command)], **pipes) as runner:
+        assert runner.stdout is not None
+        pid = int(runner.stdout.readline())
+        while Process.find(pid) is None or find(pid).program() != name:  # until it is that program
+            time.sleep(0.01)
+        assert launchers(find(pid)) == [find(pid), find(runner.pid)]
+        os.kill(pid, signal.SIGKILL)
+        runner.communicate()
 
 
 def test_the_age_of_a_process() -> None:

@@ -35,7 +35,7 @@ def test_a_busy_port_is_named_after_the_last_restart_too(
         assert started.left() == [], text
     assert code == 1, text
     assert text.count(message(busy_port)) == 2, text  # restarts are used up
-    assert f"Give deepspeed another: deepspeed --master_port {busy_port + 1} ..." in text
+    assert f"Give another: deepspeed --master_port {busy_port + 1} ...;" in text
     assert text.count("restart 1 of 1: the last attempt ended with exit code 1.") == 1
     assert "restart 2" not in text
     assert "Traceback" not in text

@@ -30,12 +30,15 @@ def sets_of(text: str) -> list[str]:
 
 
 def documented_sets() -> list[str]:
-    """Every value of `--set` that README.md and launch/*.md show.
+    """Every value of `--set` that README.md, launch/ and the comments of recipes/ show.
 
     A test of a way to launch (pdsh, OpenMPI, Slurm) starts a rank with each of them, and with
     `AWKWARD`, and holds what arrived there against the same bytes.
     """
-    documents = [REPOSITORY / "README.md", *sorted((REPOSITORY / "launch").glob("*.md"))]
-    found = [word for document in documents for word in sets_of(document.read_text())]
-    assert len(found) >= 2, "the documents' --set are no longer found"
+    found = sets_of((REPOSITORY / "README.md").read_text())  # may show none
+    for kind in ("launch/*.md", "launch/*.yaml", "launch/*.sbatch", "recipes/*.yaml"):
+        texts = [path.read_text() for path in sorted(REPOSITORY.glob(kind))]
+        words = [word for text in texts for word in sets_of(text)]
+        assert words, f"the --set of {kind} are no longer found"
+        found += words
     return list(dict.fromkeys(found))

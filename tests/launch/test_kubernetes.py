@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -69,10 +70,10 @@ def test_the_numbers_fit_together_and_the_words_are_ours() -> None:
     _, job = documents()
     spec, script = job["spec"], script_of(job)
     (container,) = spec["template"]["spec"]["containers"]
-    (words,) = re.findall(r'^words="(.*)"$', script, re.MULTILINE)
+    (words,) = re.findall(r"^words=\((.*)\)$", script, re.MULTILINE)
     (nodes,) = re.findall(r"--nnodes (\d+)", script)
     (ranks_each,) = re.findall(r"--nproc-per-node (\d+)", script)
-    args = parse(words.split())
+    args = parse(shlex.split(words))
     assert (REPOSITORY / args.recipe).is_file()
     assert args.run_dir == Path("/shared/runs/gpt2_124m")
     assert spec["completions"] == spec["parallelism"] == int(nodes)
@@ -87,10 +88,11 @@ def run_pods(script: str, **named: Any) -> list[tuple[int, str]]:
 
 def small(script: str, folder: Path, *settings: str) -> str:
     """The script for a small recipe on the CPU: names and numbers replaced, nothing else."""
-    words = " ".join(f"--set {word}" for word in (*SETTINGS, *settings))
+    sets = (*SETTINGS, "evaluation.sample_prompt=two words", *settings)
+    words = " ".join(f"--set {shlex.quote(word)}" for word in sets)
     run = f"--run-dir {folder}/run --expect-ranks 4"
     for old, new in (
-        (r'words=".*"', f'words="--recipe recipes/quickstart.yaml {words} {run}"'),
+        (r"words=\(.*\)", f"words=(--recipe recipes/quickstart.yaml {words} {run})"),
         (r"gpt2-ds-0\.gpt2-ds", "127.0.0.1"),
         (r"--master-port 29500", f"--master-port {free_port()}"),
         (r"--nproc-per-node 8", "--nproc-per-node 2"),

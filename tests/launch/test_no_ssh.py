@@ -50,27 +50,52 @@ def on_one_machine(tmp_path_factory: pytest.TempPathFactory, data: Path) -> list
     return losses_of(run_dir)
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_nodes_train_as_one_machine_does(
-    launcher: str, tmp_path: Path, data: Path, on_one_machine: list[tuple[Any, ...]]
-) -> None:
-    hostfile = tmp_path / "hostfile"
+def run_nodes(launcher: str, folder: Path, data: Path, **more: str) -> list[tuple[int, str]]:
+    """Exit code and output of the page's commands, with small numbers, on both nodes.
+
+    Args:
+        launcher: whose commands.
+        folder: for the hostfile and the run.
+        data: what is trained on.
+        more: further words to replace.
+    """
+    hostfile = folder / "hostfile"
     hostfile.write_text(blocks("text")[0].replace("slots=8", "slots=2"))
     words = " ".join(f"--set {word}" for word in (*SETTINGS, f"data.path={data}"))
-    replaced = {
+    replaced = more | {
         "--nproc-per-node 8": "--nproc-per-node 2",
         "--hostfile hostfile": f"--hostfile {hostfile}",
         "node-0": "127.0.0.1",
         "29500": str(free_port()),
         "recipes/gpt2_124m.yaml": f"recipes/quickstart.yaml --template ds_configs/zero1.json "
-        f"--run-dir {tmp_path}/run {words}",
+        f"--run-dir {folder}/run {words}",
         "--expect-ranks 16": "--expect-ranks 4",
     }
     scripts = commands(launcher)
     for old, new in replaced.items():
         scripts = [script.replace(old, new) for script in scripts]
-    for code, text in run_together([f"exec {script}" for script in scripts]):
+    return run_together([f"exec {script}" for script in scripts])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_nodes_train_as_one_machine_does(
+    launcher: str, tmp_path: Path, data: Path, on_one_machine: list[tuple[Any, ...]]
+) -> None:
+    for code, text in run_nodes(launcher, tmp_path, data):
         assert code == 0, text
     assert losses_of(tmp_path / "run") == on_one_machine
     assert len(on_one_machine) == 8 + 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_preflight_in_place_of_training(launcher: str, tmp_path: Path, data: Path) -> None:
+    assert "`launch/preflight.py --recipe R` in place of `launch/train.py`" in PAGE.read_text()
+    replaced = {"launch/train.py": "launch/preflight.py"}
+    (code, first), (other_code, second) = run_nodes(launcher, tmp_path, data, **replaced)
+    assert (code, other_code) == (0, 0), first + second
+    assert re.search(r"^meeting place +ok .* ranks: 4, nodes: 2$", first, re.M), first
+    for name in ("run directory", "all-reduce inside a node", "all-reduce between nodes"):
+        assert re.search(rf"^{name} +ok ", first, re.M), first
+    assert "verdict" not in second  # one table, on rank 0's node

@@ -52,6 +52,10 @@ def witness(tmp_path: Path) -> Path:
         ("good slots=0", "so no rank would run there"),
         ("first slots=2", "names first again"),
         ("good slots=2\r", "with a Windows line end"),
+        (
+            "# rack 3\r-oProxyCommand=touch${IFS}{marker} slots=2",
+            "which DeepSpeed reads as two lines",
+        ),
     ],
 )
 def test_a_bad_hostfile_runs_nothing(tmp_path: Path, witness: Path, line: str, why: str) -> None:
@@ -117,13 +121,9 @@ def test_wrong_words(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_of_the_numerics(tmp_path: Path) -> None:
-    shown = preflight(tmp_path, "--numerics", "--dry-run")
+    shown = preflight(tmp_path, "--local_rank=0", "--numerics", "--dry-run")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shlex.split(shown.stdout)[1:] == [
-        str(REPOSITORY / "launch/preflight.py"),
-        "--numerics",
-        "--dry-run",
-    ]
+    assert shlex.split(shown.stdout)[1:] == [str(REPOSITORY / "launch/preflight.py"), "--numerics"]
 
 
 def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path, witness: Path) -> None:
@@ -133,11 +133,12 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tmp_path: Path, witness: Pa
     shown = preflight(tmp_path, "--hostfile", "hosts", *port, *words, "--dry-run", path=witness)
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
+    there = f"'cd {tmp_path} && {sys.executable} -V'"
     assert lines[:4] == [
         "ssh -G -p 2222 a",
-        "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 a true",
+        f"ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 a {there}",
         "ssh -G -p 2222 b",
-        "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 b true",
+        f"ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 b {there}",
     ]
     own = ["deepspeed", "--hostfile", "hosts", "--ssh_port", "2222", "launch/preflight.py"]
     assert shlex.split(lines[4]) == [*own, *words]
@@ -162,6 +163,41 @@ def test_hosts_that_let_us_in_and_one_that_does_not(
     assert ill.stdout.endswith(
         "failed: host keyless: Let this user in there: ssh-copy-id keyless.\n"
     )
+
+
+def test_a_single_host_that_is_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ssh_server(tmp_path, monkeypatch):
+        (tmp_path / "hosts").write_text("through slots=2\n")  # by a proxy; no name knows it here
+        another = preflight(tmp_path, "--hostfile", "hosts")
+        (tmp_path / "hosts").write_text("good slots=2\n")  # 127.0.0.1
+        this = preflight(tmp_path, "--hostfile", "hosts")
+    assert another.returncode == this.returncode == 0
+    rows = [re.split(r"  +", line) for line in another.stdout.splitlines()]
+    found = "through is its only host, and another machine: deepspeed would start the ranks here"
+    assert rows[1] == ["hostfile", "warning", found]
+    fix = "Start it on through, or give deepspeed --force_multi."
+    assert f"warning: hostfile: {fix}\n" in another.stdout
+    assert ": deepspeed --force_multi --hostfile hosts launch/preflight.py" in another.stdout
+    assert re.search(r"^hostfile +ok +1 hosts, 2 ranks$", this.stdout, re.M)
+    assert ": deepspeed --hostfile hosts launch/preflight.py" in this.stdout
+
+
+def test_a_host_without_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ssh_server(tmp_path, monkeypatch) as port:
+        (tmp_path / "hosts").write_text("good slots=2\n")
+        ssh = tmp_path / "tools/ssh"  # the other machine, which shares no disk with this one
+        words = f'"${{@//{tmp_path.name}/elsewhere}}"'
+        ssh.write_text(ssh.read_text().replace('"$@"', words).replace("/sh\n", "/bash\n", 1))
+        shown = preflight(tmp_path, "--hostfile", "hosts")
+    assert shown.returncode == 1
+    row = rf"^host good +failed +127\.0\.0\.1 port {port} lets this user in: .*No such file"
+    assert re.search(row, shown.stdout, re.M), shown.stdout
+    assert (
+        f"failed: host good: Put the project into {tmp_path} there, too, and its Python to "
+        f"{sys.executable}.\n"
+    ) in shown.stdout
 
 
 def test_the_first_half_loads_no_torch() -> None:

@@ -117,7 +117,7 @@ def test_stopped_before_the_time_limit_requeued_and_gone_on(
         return nodes.state(number) == "PENDING" and nodes.idle()
 
     until(back_in_the_queue, lambda: said(output) + nodes.logs())
-    assert "goes back into the queue" in said(output)
+    assert "is to go back into the queue" in said(output)
     stopped_at = newest_step(run_dir)
     assert 3 <= stopped_at < 60
     time.sleep(2)  # a node refuses a start within the second in which it ended the job before
@@ -148,6 +148,27 @@ def test_only_a_saved_job_is_requeued(
     number = nodes.submit(*FOUR_RANKS, f"--output={output}", "launch/slurm.sbatch", **environment)
     job = end_of(nodes, number, output)
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == (state, "0", f"{code}:0")
+
+
+def test_a_signal_before_the_ranks_have_met_requeues_too(nodes: SlurmNodes, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    environment = fake_python(tmp_path / "bin", "kill -USR1 $$; sleep 60")
+    number = nodes.submit(*FOUR_RANKS, f"--output={output}", "launch/slurm.sbatch", **environment)
+    until(lambda: nodes.job(number).get("Restarts") == "1", lambda: said(output))
+    assert nodes.state(number) == "PENDING"
+    assert "is to go back into the queue" in said(output)
+    assert "could not" not in said(output)
+    nodes.run("scancel", number)
+
+
+def test_a_requeue_that_is_refused_is_said(nodes: SlurmNodes, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    environment = fake_python(tmp_path / "bin", "exit 75")
+    words = (*FOUR_RANKS, "--no-requeue", f"--output={output}", "launch/slurm.sbatch")
+    number = nodes.submit(*words, **environment)
+    job = end_of(nodes, number, output)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "75:0")
+    assert f"Job {number} could not be requeued: give the sbatch line again" in said(output)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +222,13 @@ def test_every_documented_set_arrives_as_it_was_typed(nodes: SlurmNodes, tmp_pat
     for rank in range(4):
         got = Path(f"{arrived}_{rank}").read_bytes().decode().split("\0")
         assert got == expected
-    port = 20000 + int(number) % 10000
+    port = 20000 + int(number) % 10000  # where none is given
     assert Path(f"{arrived}_where").read_text() == f"n1 {port} 1\n"  # scontrol's first host
+    number = nodes.submit(
+        *FOUR_RANKS, f"--output={output}", "launch/slurm.sbatch", **environment, MASTER_PORT="4242"
+    )
+    assert end_of(nodes, number, output)["JobState"] == "COMPLETED"
+    assert Path(f"{arrived}_where").read_text() == "n1 4242 1\n"
 
 
 _PROBE = """

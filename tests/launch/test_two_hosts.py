@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from tests.faults.jobs import job, losses_of
 from tests.launch.documented_words import AWKWARD, documented_sets
-from tests.launch.two_host_jobs import OPENMPI, TwoHostJob, train_words
+from tests.launch.two_host_jobs import OPENMPI, SSH_ENDS, TwoHostJob, train_words
 from tests.launch.two_hosts import TwoHosts, two_hosts
 from tests.small_run import metrics_of, small_dataset
 
@@ -175,3 +176,45 @@ def test_hosts_may_have_unlike_numbers_of_slots(
     uneven, one = (metrics_of(tmp_path / run, "step", "loss") for run in ("uneven", "alone"))
     assert [step for step, _ in uneven] == list(range(1, 9))
     assert uneven == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in one]
+
+
+def preflight_words(data: Path, run_dir: Path) -> str:
+    return train_words(data, run_dir).replace("launch/train.py", "launch/preflight.py")
+
+
+def test_a_failure_of_the_second_half_names_the_other_host(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    mounted = hosts.second.run(f"mount -t tmpfs tmpfs {runs}")  # a disk of its own
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        command = f"deepspeed --hostfile hostfile {preflight_words(data, runs / 'run')}"
+        shown = hosts.first.run(f"{SSH_ENDS}{command}", 180)
+    finally:
+        hosts.second.run(f"umount {runs}")
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    rank = "rank {} on node2 does not see what rank 0 writes there"
+    row = f"run directory +failed +{runs}/run: {rank.format(2)}, {rank.format(3)}"
+    assert re.search(f"^node1: {row}$", shown.stdout, re.M), shown.stdout
+    assert "failed: run directory: Put it on a disk that all nodes share" in shown.stdout
+    assert "Traceback" not in shown.stdout + shown.stderr
+    assert hosts.left() == {}
+
+
+@pytest.mark.benchmark
+def test_both_halves_of_preflight_take_less_than_a_minute(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    seconds = []
+    for command in (
+        "python launch/preflight.py --hostfile hostfile",
+        f"deepspeed --hostfile hostfile {preflight_words(data, tmp_path / 'run')}",
+    ):
+        began = time.monotonic()
+        shown = hosts.first.run(command, 120)
+        seconds.append(time.monotonic() - began)
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+    print(f"preflight: {seconds[0]:.1f} s the first half, {seconds[1]:.1f} s the second")
+    assert sum(seconds) < 60

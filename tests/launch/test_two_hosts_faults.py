@@ -33,11 +33,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    hosts: TwoHosts, data: Path, tmp_path: Path, *settings: str, words: str = ""
+    hosts: TwoHosts, data: Path, tmp_path: Path, *settings: str, way: str = "", words: str = ""
 ) -> TwoHostJob:
     """A run that would take long."""
     run_dir = tmp_path / "run"
-    command = f"deepspeed --hostfile hostfile {train_words(data, run_dir, *LONG, *settings)}"
+    command = f"deepspeed --hostfile hostfile {way} {train_words(data, run_dir, *LONG, *settings)}"
     return TwoHostJob(hosts, run_dir, f"{command} {words}")
 
 
@@ -59,8 +59,10 @@ def test_a_host_that_cannot_be_reached_ends_the_job_with_its_name(
         hosts.second.kill()
     else:
         hosts.cut()
+    began = time.monotonic()
     started = start(hosts, data, tmp_path, *IMPATIENT)
     assert started.wait(240) != 0
+    print(f"{trouble}: named {time.monotonic() - began:.1f} s after the command")
     assert "host node2 (ranks 2, 3) did not come" in error_of(started.text())
     started.until_gone()
     assert newest_step(started.run_dir) == 0
@@ -76,6 +78,7 @@ def test_a_dead_host_ends_the_job_which_goes_on_without_it(
     victim.kill()
     killed = time.monotonic()
     until_empty(other, 30)
+    print(f"the {dead} host died: all had ended {time.monotonic() - killed:.1f} s later")
     if dead == "first":  # with the command that was typed
         return
     assert started.wait(1) != 0
@@ -96,32 +99,57 @@ def test_a_cut_link_ends_both_sides(hosts: TwoHosts, data: Path, tmp_path: Path)
     started.until_step(4)
     assert set(hosts.second.ranks()) == {2, 3}
     hosts.cut()
+    cut = time.monotonic()
     for host in hosts.both:
         until_empty(host, 45)
+    print(f"the link was cut: all had ended {time.monotonic() - cut:.1f} s later")
     assert started.wait(1) != 0
     assert "host node2 (ranks 2, 3) does not answer" in error_of(started.text())
     logs = started.run_dir / "logs"
     assert "host node1 (ranks 0, 1) does not answer" in (logs / "rank_00002.log").read_text()
 
 
-def test_sigterm_to_deepspeed_saves_and_the_same_command_goes_on(
-    hosts: TwoHosts, data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "way, number, program",
+    [
+        ("", signal.SIGTERM, "deepspeed"),
+        (OPENMPI, signal.SIGTERM, "deepspeed"),
+        pytest.param(OPENMPI, signal.SIGUSR1, "mpirun", marks=pytest.mark.faults),
+    ],
+    ids=["pdsh", "openmpi", "mpirun"],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    hosts: TwoHosts, data: Path, tmp_path: Path, way: str, number: signal.Signals, program: str
 ) -> None:
-    started = start(hosts, data, tmp_path, "checkpoint.interval_steps=100000")
+    hosts.write_environment(MASTER_ADDR=hosts.first.address)
+    rare = "checkpoint.interval_steps=100000"
+    started = start(hosts, data, tmp_path, rare, way=way)
     started.until_step(4)
-    started.signal_deepspeed(signal.SIGTERM)
+    started.signal(program, number)
     assert started.wait(60) != 0
     started.until_gone()
     saved = complete_checkpoints(started.run_dir)[0][1].step
     assert saved >= 4
     assert newest_step(started.run_dir) == saved
-    again = start(
-        hosts, data, tmp_path, "checkpoint.interval_steps=100000", words=f"--max-steps {saved + 3}"
-    )
+    again = start(hosts, data, tmp_path, rare, way=way, words=f"--max-steps {saved + 3}")
     assert again.wait() == 0, again.text()
     assert f"going on after step {saved}" in again.text()
     steps = [numbers[0] for numbers in losses_of(started.run_dir) if len(numbers) > 2]
     assert steps == list(range(1, saved + 4))
+
+
+@pytest.mark.faults
+def test_what_kill_9_of_deepspeed_leaves_is_ended_by_a_signal(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    started = start(hosts, data, tmp_path, "checkpoint.interval_steps=100000")
+    started.until_step(4)
+    started.signal("deepspeed", signal.SIGKILL)
+    time.sleep(5)
+    assert [set(host.ranks()) for host in hosts.both] == [{0, 1}, {2, 3}]
+    hosts.second.run("pkill -f [l]aunch/train.py")  # not the shell that runs it
+    started.until_gone()
+    assert complete_checkpoints(started.run_dir)[0][1].step >= 4
 
 
 @pytest.mark.faults
@@ -135,6 +163,7 @@ def test_a_dead_host_ends_a_job_of_openmpi(hosts: TwoHosts, data: Path, tmp_path
     hosts.second.kill()
     until_empty(hosts.first, 30)
     assert started.wait(1) != 0
+    assert "node2" in started.text()
 
 
 def test_the_network_device_need_not_be_named(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:

@@ -62,8 +62,16 @@ def check(command: str, stdout: str, hosts: TwoHosts) -> None:
     if "--dry-run" in command:
         assert "node2" in stdout
         assert not (hosts.work / "runs").exists()
-    elif "preflight" in command:
-        assert "node2" in stdout
+    elif "preflight.py --hostfile" in command:
+        for name in ("node1", "node2"):
+            row = rf"^host {name} +ok +{name} port 22 lets this user in$"
+            assert re.search(row, stdout, re.M), stdout
+    elif "preflight.py --recipe" in command:
+        row = r"^node1: meeting place +ok +at 10\.77\.0\.1 port 29500; ranks: 4, nodes: 2$"
+        assert re.search(row, stdout, re.M), stdout
+        for name in ("code", "run directory", "clocks", "all-reduce between nodes"):
+            assert re.search(rf"^node1: {name} +ok ", stdout, re.M), stdout
+        assert not (hosts.work / "runs").exists()
     elif "train.py" in command:
         complete = "is complete" in stdout
         assert complete or "stopped after step 4, as asked" in stdout

@@ -132,6 +132,10 @@ def test_a_wrong_recipe(workplace: Workplace, old: str, new: str, said: str) -> 
         ("--set seed", "--set seed: not of the form section.key=value."),
         ("--max-steps 0", "--max-steps 0: is below 1. Give at least 1."),
         ("--expect-ranks 2", "--expect-ranks 2: the launcher started 1 ranks. Check --hostfile"),
+        (
+            "--dry-run --hostfile launch/hostfile.example --expect-ranks 16",
+            "--expect-ranks 16: launch/hostfile.example has 4 slots. Correct the hostfile's slots,",
+        ),
         ("--recipe recipes/quikstart.yaml", "recipes/quikstart.yaml: no such recipe (from "),
         ("--recipe recipes", "recipes: cannot be read: Is a directory."),
         ("--recipe gpt2_ds/__init__.py", "gpt2_ds/__init__.py:1: not YAML: "),

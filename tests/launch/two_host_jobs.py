@@ -73,12 +73,12 @@ class TwoHostJob:
         """Wait until the metrics hold a step."""
         self.until(lambda: newest_step(self.run_dir) >= step)
 
-    def signal_deepspeed(self, number: signal.Signals) -> None:
-        """Send a signal to the command that was typed."""
+    def signal(self, program: str, number: signal.Signals) -> None:
+        """Send a signal to a program on the first host: `deepspeed`, or what it started."""
         (pid,) = [
             pid
             for pid, words in self.hosts.first.processes().items()
-            if any(word.endswith("/deepspeed") for word in words[:2])
+            if any(Path(word).name == program for word in words[:2])
         ]
         os.kill(pid, number)
 

@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import REPOSITORY
+from tests.launch.unavailable import unavailable
 
 PACKAGES = {
     "sshd": "openssh-server",
@@ -234,13 +233,13 @@ class TwoHosts:
 def two_hosts(folder: Path) -> Iterator[TwoHosts]:
     """Two hosts, node1 (10.77.0.1) and node2 (10.77.0.2), with 2 slots each in `hostfile`.
 
-    Skips the test, with the reason, where they cannot be had.
+    Skips the test, with the reason, where they cannot be had; in CI it fails.
 
     Args:
         folder: for their files; `work` in it is where commands start.
     """
     if reason := why_not():
-        pytest.skip(reason)
+        unavailable(reason)
     work = folder / "work"
     (folder / "bin").mkdir(parents=True)
     work.mkdir()

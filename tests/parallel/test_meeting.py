@@ -35,7 +35,8 @@ def test_a_busy_port() -> None:
     assert rank.returncode == 1
     assert error.splitlines()[-1] == (
         f"error: --master_port {port}: is in use by another process on {platform.node()}. Give "
-        f"deepspeed another: deepspeed --master_port {another} ..."
+        f"another: deepspeed --master_port {another} ...; or, where srun or mpirun starts the "
+        f"ranks, MASTER_PORT={another} in the environment of all."
     )
     assert "Traceback" not in error
 
@@ -48,15 +49,17 @@ def test_ranks_that_never_come_and_a_rank_0_that_is_not_there() -> None:
     assert zero.returncode == 1
     assert error.splitlines()[-1] == (
         "error: rank 1 did not come within 3 s; 1 of 2 ranks did. See what those ranks print; no "
-        f"firewall may stand between them and rank 0 at 127.0.0.1 port {port}."
+        f"firewall may stand between them and rank 0 at 127.0.0.1 port {port}, and that address "
+        "must be of the network that joins the machines: deepspeed --master_addr names another."
     )
     one = start(_JOIN, "0.05", RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_PORT=port)
     _, error = one.communicate(timeout=90)
     assert one.returncode == 1
     assert error.splitlines()[-1] == (
         f"error (rank 1): --master_addr 127.0.0.1 --master_port {port}: rank 1 on "
-        f"{platform.node()} could not reach rank 0 there for 3 s. See whether rank 0 "
-        "lives, and whether a firewall is between the machines."
+        f"{platform.node()} could not reach rank 0 there for 3 s. See whether rank 0 lives, "
+        "whether a firewall is between the machines, and whether 127.0.0.1 is of the network that "
+        "joins them: if not, give deepspeed another by --master_addr."
     )
 
 
@@ -69,7 +72,29 @@ def test_any_other_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         "others: Gloo connectFullMesh failed. Between machines, GLOO_SOCKET_IFNAME and "
         "NCCL_SOCKET_IFNAME name the network device to use."
     )
-    assert "deepspeed --master_port 29500 ..." in _why_not_joined("code: EADDRINUSE", 1.0)
+    assert "deepspeed --master_port 29500 ...;" in _why_not_joined("code: EADDRINUSE", 1.0)
+
+
+_NO_WAY = """
+import sys
+from gpt2_ds.config.errors import exit_code_of
+from gpt2_ds.parallel import process_group
+from gpt2_ds.parallel.process_group import join, leave
+def host_group():
+    raise RuntimeError("Gloo connectFullMesh failed")
+process_group.host_group = host_group
+leave(exit_code_of(lambda: print(join(1)) or 0))
+"""
+
+
+@pytest.mark.heavy
+def test_a_network_that_joins_nobody_is_said_at_the_meeting() -> None:
+    """As by NCCL, which connects nothing there: the first to try would be the group of hosts."""
+    alone = start(_NO_WAY)
+    _, error = alone.communicate(timeout=90)
+    assert alone.returncode == 1
+    assert "could not join the others: Gloo connectFullMesh failed. Between machines, " in error
+    assert "Traceback" not in error
 
 
 _LEAVE = """

@@ -6,16 +6,17 @@ import shlex
 from argparse import Namespace
 from functools import partial
 
-from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of, user_error
+from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of
 from gpt2_ds.config.hostfile import (
     check_environment_file,
     check_sent_variables,
     environment_files,
+    ranks_of,
     read_hostfile,
 )
 from gpt2_ds.config.node_commands import describe_nodes
-from gpt2_ds.train.preflight.reachability import Ssh, commands, reach
-from gpt2_ds.train.preflight.verdicts import exit_code, ok, table
+from gpt2_ds.train.preflight.reachability import Ssh, commands, is_another, reach
+from gpt2_ds.train.preflight.verdicts import Check, exit_code, ok, table, warning
 
 
 def check_hosts(args: Namespace) -> int:
@@ -32,25 +33,28 @@ def check_hosts(args: Namespace) -> int:
             nothing was started on any host.
     """
     hosts = _read(args)
-    slots = sum(hosts.values())
-    if args.expect_ranks not in (None, slots):
-        raise user_error(
-            f"--expect-ranks {args.expect_ranks}",
-            f"{args.hostfile} has {slots} slots",
-            "Correct the hostfile's slots, or the number.",
-        )
+    slots = ranks_of(args.hostfile, hosts, args.expect_ranks)
     ssh = Ssh(args.ssh_port)
     if args.dry_run:
         print(commands(hosts, ssh))
         print(_second_half(args))
         print(describe_nodes(args.hostfile, _own_words(args)))
         return EXIT_DONE
-    rows = [ok("hostfile", f"{len(hosts)} hosts, {slots} ranks"), *reach(hosts, ssh)]
+    first = next(iter(hosts))
+    alone = len(hosts) == 1 and is_another(first, ssh)
+    listed = _only_another(first) if alone else ok("hostfile", f"{len(hosts)} hosts, {slots} ranks")
+    rows = [listed, *reach(hosts, ssh)]
     print(table(rows))
     code = exit_code(rows)
     if code == EXIT_DONE:
-        print(f"\nNext, on every rank: {_second_half(args)}")
+        print(f"\nNext, on every rank: {_second_half(args, *(['--force_multi'] if alone else []))}")
     return code
+
+
+def _only_another(host: str) -> Check:
+    """DeepSpeed 0.19.8 starts the ranks of a single host here, whatever its name."""
+    what = f"{host} is its only host, and another machine: deepspeed would start the ranks here"
+    return warning("hostfile", what, f"Start it on {host}, or give deepspeed --force_multi.")
 
 
 def _read(args: Namespace) -> dict[str, int]:
@@ -66,10 +70,11 @@ def _read(args: Namespace) -> dict[str, int]:
     return hosts
 
 
-def _second_half(args: Namespace) -> str:
-    """The command of the second half, quoted for a shell."""
+def _second_half(args: Namespace, *options: str) -> str:
+    """The command of the second half, with more options of deepspeed, quoted for a shell."""
     port = [] if args.ssh_port is None else ["--ssh_port", str(args.ssh_port)]
-    return shlex.join(["deepspeed", "--hostfile", str(args.hostfile), *port, *_own_words(args)])
+    words = ["deepspeed", *options, "--hostfile", str(args.hostfile), *port]
+    return shlex.join([*words, *_own_words(args)])
 
 
 def _own_words(args: Namespace) -> list[str]:

@@ -112,12 +112,12 @@ def project_alike(facts: Sequence[RankFacts]) -> list[Check]:
 
 
 def devices(facts: Sequence[RankFacts]) -> Check:
-    """Each device has a rank; `check_own_device` saw to it that each rank has a device."""
+    """Each device has a rank; the roll call saw to it that each rank has a device."""
     if not any(each.devices for each in facts):
         return ok("devices", "CPUs")
-    idle = [each for each in one_a_node(facts) if each.devices > each.node_ranks]
+    idle = [each for each in one_a_node(facts) if each.machine_devices > each.node_ranks]
     if idle:
-        text = ", ".join(f"{each.host}: {each.devices - each.node_ranks}" for each in idle)
+        text = ", ".join(f"{each.host}: {each.machine_devices - each.node_ranks}" for each in idle)
         fix = "Raise their slots in the hostfile, if they are yours."
         return warning("devices", f"devices without a rank on {text}", fix)
     return ok("devices", f"one for each of {len(facts)} ranks")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -10,12 +12,13 @@ from typing import NoReturn
 import torch
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED, Fault, UserError, exit_code_of
+from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.inputs import open_inputs
 from gpt2_ds.train.preflight.comparisons import cores, shared_memory, who
-from gpt2_ds.train.preflight.fast import check_own_device, compare
+from gpt2_ds.train.preflight.fast import compare
 from gpt2_ds.train.preflight.left_locks import extension_locks
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from gpt2_ds.train.preflight.run_folder import left_as_found, room, run_folder
@@ -23,6 +26,12 @@ from gpt2_ds.train.preflight.speed import matmul, network
 from gpt2_ds.train.preflight.verdicts import Check, exit_code, failed, ok, table, warning
 
 _MINUTES = 2.0
+_SPEED_SECONDS = 40.0
+_PRINT_SECONDS = 3.0
+_NETWORK_FIX = (
+    "Name the network device that joins the machines by NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, "
+    "and let the machines reach each other at all ports; NCCL_DEBUG=INFO tells more."
+)
 
 
 def check_and_leave(plan: RunPlan) -> NoReturn:
@@ -40,11 +49,13 @@ def check_and_leave(plan: RunPlan) -> NoReturn:
 
 def _check(plan: RunPlan) -> int:
     fingerprint, mistakes = _inputs(plan)
-    check_own_device()
     device = join(_MINUTES)
-    checks = check_ranks(plan, device, fingerprint, mistakes)
-    # Together: a launcher that sees one rank fail ends the others, rank 0 before it has printed.
-    by_rank_0(lambda: print(table(checks), flush=True))
+    checks, together = check_ranks(plan, device, fingerprint, mistakes)
+    if together:
+        # A launcher that sees one rank fail ends the others, rank 0 before it has printed.
+        by_rank_0(lambda: print(table(checks), flush=True))
+    elif rank() == 0:
+        print(table(checks), flush=True)
     return exit_code(checks)
 
 
@@ -54,19 +65,23 @@ def _inputs(plan: RunPlan) -> tuple[str, tuple[Fault, ...]]:
     A dataset that the run itself would make is not made: its fingerprint is empty.
     """
     data = plan.recipe.data
-    if data.prepare is not None and data.path is not None and not Path(data.path).exists():
-        return "", ()
     try:
+        if data.prepare is not None and data.path is not None and not Path(data.path).exists():
+            return "", ()
         corpus = open_inputs(plan)
     except UserError as error:
         return "", error.faults
+    except OSError as error:  # of this machine alone, perhaps: a mount that is stale, or not let in
+        what = f"cannot be read ({error.strerror or error})"
+        fix = "Make it readable for this user on every machine."
+        return "", (Fault(str(error.filename or data.path), what, fix),)
     corpus.close()
     return corpus.fingerprint, ()
 
 
 def check_ranks(
     plan: RunPlan, device: torch.device, fingerprint: str, mistakes: tuple[Fault, ...]
-) -> list[Check]:
+) -> tuple[list[Check], bool]:
     """All checks of the second half, the same on every rank. Collective.
 
     Args:
@@ -74,6 +89,9 @@ def check_ranks(
         device: of this rank.
         fingerprint: of the dataset, as this rank sees it; empty: none was opened.
         mistakes: what this rank found in the run's inputs.
+
+    Returns:
+        The checks; and whether the ranks can still do something together.
     """
     facts = gathered(RankFacts.here(plan, fingerprint))
     with left_as_found(plan.run_dir):
@@ -87,7 +105,40 @@ def check_ranks(
             room(plan),
             extension_locks(),
         ]
-    return [*checks, matmul(facts, device), *network(facts, device)]
+    speeds, together = _speeds(facts, device)
+    return [*checks, *speeds], together
+
+
+def _speeds(facts: list[RankFacts], device: torch.device) -> tuple[list[Check], bool]:
+    """How fast devices and network are; and whether all came to the end of it. Collective.
+
+    Where the network does not work its first use hangs, or fails on one rank and leaves the others
+    waiting. Then each rank comes back alone, rank 0 first.
+    """
+    found: list[Check] = []
+    troubles: list[str] = []
+
+    def measure() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has its own
+        try:
+            found.append(matmul(facts, device))
+            found.extend(network(facts, device))
+        except Exception as error:
+            troubles.append(str(error).partition("\n")[0] or repr(error))
+
+    end = time.monotonic() + _SPEED_SECONDS
+    measuring = threading.Thread(target=measure, name="speeds", daemon=True)
+    measuring.start()
+    measuring.join(_SPEED_SECONDS)
+    if measuring.is_alive():
+        troubles.append(f"did not end within {_SPEED_SECONDS:g} s")
+    if not troubles:
+        return found, True
+    if rank() != 0:  # whose end would end rank 0 before it has printed
+        time.sleep(max(0.0, end + _PRINT_SECONDS - time.monotonic()))
+    name = "all-reduce" if found else "matmul"
+    return [*found, failed(name, f"rank {rank()}: {troubles[0]}", _NETWORK_FIX)], False
 
 
 def _meeting(facts: list[RankFacts]) -> Check:

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
-from gpt2_ds.config.errors import UserError, agreed, faults_of, user_error
+from gpt2_ds.config.errors import UserError, agreed, faults_of
 from gpt2_ds.config.hostfile import check_environment_file, environment_files
 from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import gathered
-from gpt2_ds.parallel.process_group import local_device
 from gpt2_ds.plan.states import model_states
 from gpt2_ds.train.preflight.clocks import clocks
 from gpt2_ds.train.preflight.comparisons import devices, memory, project_alike, versions_alike
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from gpt2_ds.train.preflight.run_folder import room, run_folder
 from gpt2_ds.train.preflight.verdicts import Check, Verdict
-
-
-def check_own_device() -> None:
-    """Refuse a rank for which its machine has no device; call it before `join`, which takes one.
-
-    Raises:
-        UserError: names the host, the rank's number there and the devices.
-    """
-    if local_device().type != "cuda":
-        return
-    local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local_rank >= count:
-        raise user_error(
-            f"host {platform.node()}",
-            f"has {count} devices, and rank {rank()} would take number {local_rank} of them, "
-            "counted from 0",
-            f"Write slots={count} for it in the hostfile, or start {count} ranks there.",
-        )
 
 
 def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) -> None:

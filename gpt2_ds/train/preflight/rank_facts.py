@@ -20,6 +20,7 @@ from gpt2_ds.parallel.process_group import local_device
 from gpt2_ds.train.run_directory import git_commit, package_versions
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
+_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each, whatever a process is shown
 _MUST_BE_EQUAL = ("torch", "deepspeed", "numpy")
 
 
@@ -39,6 +40,7 @@ class RankFacts:
         data: fingerprint of the dataset; empty: none was opened.
         local_rank: which device of its machine it takes.
         devices: devices that it sees; 0 on a CPU.
+        machine_devices: that its machine has, as far as it shows; 0 on a CPU.
         cores: CPU cores that it may use.
         memory_bytes: of its machine, or what its container may use.
         free_memory_bytes: of that, not in use.
@@ -58,6 +60,7 @@ class RankFacts:
     data: str
     local_rank: int
     devices: int
+    machine_devices: int
     cores: int
     memory_bytes: int
     free_memory_bytes: int
@@ -76,6 +79,7 @@ class RankFacts:
         on_gpu = local_device().type == "cuda"
         free_device, device = torch.cuda.mem_get_info() if on_gpu else (0, 0)
         ranks = local_ranks()
+        devices = torch.cuda.device_count() if on_gpu else 0
         return cls(
             rank=rank(),
             host=platform.node(),
@@ -87,7 +91,8 @@ class RankFacts:
             recipe=_of_plan(plan),
             data=data,
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            devices=torch.cuda.device_count() if on_gpu else 0,
+            devices=devices,
+            machine_devices=_machine_devices(devices),
             cores=len(os.sched_getaffinity(0)),
             memory_bytes=total_memory(),
             free_memory_bytes=free_memory(),
@@ -116,6 +121,19 @@ def _sources() -> str:
 def _of_plan(plan: RunPlan) -> str:
     values = [plan.recipe.model_dump(), plan.template.model_dump(), plan.last_step]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _machine_devices(seen: int) -> int:
+    """Devices of this machine. DeepSpeed's launcher shows a rank only as many as it has slots.
+
+    Others show what this job was given, or all.
+
+    Args:
+        seen: by this rank.
+    """
+    if seen and "CROSS_SIZE" in os.environ and _NVIDIA_GPUS.is_dir():
+        return max(seen, len(list(_NVIDIA_GPUS.iterdir())))
+    return seen
 
 
 def _shm_bytes() -> int:

@@ -6,14 +6,18 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
 
 _CONNECT_SECONDS = 5
 _LOGIN_SECONDS = 20.0
 _AT_ONCE = 64
+_OF_SSH_ITSELF = 255  # its exit code where it could not log in; any other is that of the command
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,13 @@ class Ssh:
         return ["ssh", "-G", *self._port_words(), host]
 
     def login_command(self, host: str) -> list[str]:
-        """What logs in as the launcher will: without a question to anybody."""
+        """What logs in as the launcher will, without a question to anybody, and does as it does.
+
+        The launcher goes to this folder, and starts this Python.
+        """
         options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
-        return ["ssh", *options, *self._port_words(), host, "true"]
+        there = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.quote(sys.executable)} -V"
+        return ["ssh", *options, *self._port_words(), host, there]
 
     def _port_words(self) -> list[str]:
         return [] if self.port is None else ["-p", str(self.port)]
@@ -58,6 +66,17 @@ def reach(hosts: dict[str, int], ssh: Ssh) -> list[Check]:
     with ThreadPoolExecutor(min(_AT_ONCE, len(hosts))) as pool:
         found = list(pool.map(lambda host: _reach_one(host, ssh), hosts))
     return [_launcher(), *found]
+
+
+def is_another(host: str, ssh: Ssh) -> bool:
+    """Whether a host is another machine than this one; no connection is made."""
+    address = _settings(host, ssh).get("hostname", host) if shutil.which("ssh") else host
+    with suppress(OSError):  # of a name that nobody knows, too
+        for family, *_, where in socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family) as own, suppress(OSError):
+                own.bind(where)  # only an address of this machine can be taken
+                return False
+    return True
 
 
 def _launcher() -> Check:
@@ -126,6 +145,9 @@ def _log_in(host: str, ssh: Ssh, where: str) -> Check:
     if done.returncode == 0:
         return ok(name, f"{where} lets this user in")
     said = done.stderr.strip().splitlines() or [f"ssh ended with exit code {done.returncode}"]
+    if done.returncode != _OF_SSH_ITSELF:
+        fix = f"Put the project into {Path.cwd()} there, too, and its Python to {sys.executable}."
+        return failed(name, f"{where} lets this user in: {said[-1].strip()}", fix)
     if "Host key verification failed" in done.stderr:
         fix = f"Type {by_hand} once, and accept the host's key after checking it."
         return failed(name, f"{where}: the host's key is unknown or has changed", fix)

@@ -40,7 +40,7 @@ def run_folder(run_dir: Path) -> Check:
         if made is not None:
             fix = "Name a folder that you may write to with --run-dir."
             return failed(name, f"{run_dir}: rank 0 cannot write there ({made[1]})", fix)
-        mine = None if _appears(token) else "does not see what rank 0 writes there"
+        mine = _why_unseen(token)
         if mine is None:
             own = token.with_name(f"{word}_{rank()}")
             refused = _try(lambda: _touch_and_delete(own))
@@ -62,14 +62,16 @@ def run_folder(run_dir: Path) -> Check:
 @contextmanager
 def left_as_found(run_dir: Path) -> Iterator[None]:
     """Delete a run directory again that was not there before, when it is empty."""
-    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    new: list[Path] = []
+    if rank() == 0:
+        with suppress(OSError):
+            new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
         yield
     finally:
-        if rank() == 0:
-            with suppress(OSError):
-                for folder in new:
-                    folder.rmdir()
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
 
 
 def _try(work: Callable[[], object]) -> tuple[int, str] | None:
@@ -91,34 +93,46 @@ def _touch_and_delete(path: Path) -> None:
     path.unlink()
 
 
-def _appears(path: Path) -> bool:
-    """Whether a file is there, or comes soon."""
+def _why_unseen(path: Path) -> str | None:
+    """Why rank 0's file is not seen here, after waiting a little; None: it is there."""
     end = time.monotonic() + _SEEN_WITHIN_SECONDS
-    while not path.exists():
+    while (refused := _try(path.stat)) is not None:
         if time.monotonic() > end:
-            return False
+            number, words = refused
+            missing = number in (errno.ENOENT, errno.ENOTDIR)
+            return "does not see what rank 0 writes there" if missing else f"cannot look ({words})"
         for folder in (path.parent.parent, path.parent):
             with suppress(OSError):
                 list(folder.iterdir())  # NFS asks its server again
         time.sleep(0.05)
-    return True
+    return None
 
 
 def room(plan: RunPlan) -> Check:
-    """Free space against the checkpoints that will be kept; looked at from rank 0. Collective."""
+    """Free space against the checkpoints that will be kept; looked at from rank 0. Collective.
+
+    Less than they need is a warning, for others may make room; nothing at all is a failure.
+    """
     return by_rank_0(lambda: _room(plan))
 
 
 def _room(plan: RunPlan) -> Check:
-    name = "free disk"
-    there = next(each for each in (plan.run_dir, *plan.run_dir.resolve().parents) if each.exists())
-    free = shutil.disk_usage(there).free
+    name, run_dir = "free disk", plan.run_dir
+    try:
+        there = next(each for each in (run_dir, *run_dir.resolve().parents) if each.exists())
+        usage = shutil.disk_usage(there)
+    except OSError as error:
+        fix = "Name a folder that you may write to with --run-dir."
+        return failed(name, f"{run_dir}: cannot look ({error.strerror})", fix)
+    free = usage.free
     held = 0
     for path in (plan.run_dir / "checkpoints").rglob("*"):
         with suppress(OSError):  # another job may delete it now
             held += path.stat().st_size if path.is_file() else 0
     still = max(0, disk_bytes(plan) - held)
     found = f"{gib(free)} for {gib(still)} of checkpoints, on the disk of {plan.run_dir}"
+    if usage.total > 0 == free:  # in front of a bucket, some say 0 of 0
+        return failed(name, found, "Make room, or name another disk with --run-dir.")
     if still > free:
         fix = "Make room, name another disk with --run-dir, or lower checkpoint.keep_last."
         return warning(name, found, fix)

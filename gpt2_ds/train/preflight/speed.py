@@ -30,7 +30,8 @@ def matmul_flops(device: torch.device) -> float:
     In bf16 on a GPU, as training is; in fp32 on a CPU.
     """
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
-    one = torch.ones(size, size, device=device, dtype=dtype)
+    # Not ones: those cost a GPU less power, and it would not slow down as it does in training.
+    one = torch.randn(size, size, device=device).to(dtype)
     seconds: list[float] = []
     end = time.perf_counter() + _MATMUL_SECONDS
     while len(seconds) < 3 * _REPEATS or time.perf_counter() < end:

@@ -22,6 +22,7 @@ def rank_facts(rank: int, node: int, node_ranks: int, **other: Any) -> RankFacts
         "data": "f" * 64,
         "local_rank": rank - node,
         "devices": 0,
+        "machine_devices": 0,
         "cores": 8,
         "memory_bytes": 64 * GIB,
         "free_memory_bytes": 32 * GIB,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.unavailable import unavailable
 from tests.ranks import free_port
 
 _SERVER = """\
@@ -71,13 +72,13 @@ def ssh_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of an sshd in which the hosts of `_CLIENT` end; `ssh` on the PATH knows them."""
     sshd, ssh = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"), shutil.which("ssh")
     if sshd is None or ssh is None:
-        pytest.skip("no sshd here: apt-get install openssh-server")
+        unavailable("no sshd here: apt-get install openssh-server")
     privileged = Path("/run/sshd")
     if not privileged.is_dir():
         try:
             privileged.mkdir()
         except OSError:
-            pytest.skip("sshd needs the folder /run/sshd: sudo mkdir /run/sshd")
+            unavailable("sshd needs the folder /run/sshd: sudo mkdir /run/sshd")
     port = free_port()
     for name in ("host_key", "user_key"):
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]

@@ -107,7 +107,7 @@ def test_devices() -> None:
     assert devices(two_hosts()) == ok("devices", "CPUs")
     full = [replace(each, devices=2) for each in two_hosts()]
     assert devices(full) == ok("devices", "one for each of 4 ranks")
-    idle = [replace(each, devices=8 if each.node else 2) for each in two_hosts()]
+    idle = [replace(each, machine_devices=8 if each.node else 2) for each in full]
     assert devices(idle) == warning(
         "devices",
         "devices without a rank on host-2: 6",

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from gpt2_ds.train.preflight import fast, rank_facts, run_folder
-from gpt2_ds.train.preflight.fast import check_own_device, fast_checks
+from gpt2_ds.train.preflight import every_rank, fast, rank_facts, run_folder
+from gpt2_ds.train.preflight.fast import fast_checks
 from gpt2_ds.train.preflight.rank_facts import RankFacts
+from gpt2_ds.train.preflight.verdicts import failed
 from tests.config.small_recipe import only_fault
 from tests.small_run import small_plan
 
@@ -53,6 +53,42 @@ def test_little_room_is_only_a_warning(
     assert capfd.readouterr().err == ""
 
 
+def test_no_room_at_all_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = run_folder.shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage)
+    plan = small_plan("data/x", tmp_path / "run")
+    message = only_fault(lambda: fast_checks(plan, ""))
+    assert message.startswith("free disk: 0 bytes for ")
+    assert message.endswith(f"{tmp_path}/run. Make room, or name another disk with --run-dir.")
+    usage = usage._replace(total=0)  # of a mounted bucket, that knows none
+    assert run_folder.room(plan).verdict == "warning"
+
+
+def test_a_disk_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", refuse)
+    assert run_folder.room(small_plan("data/x", tmp_path / "run")) == failed(
+        "free disk",
+        f"{tmp_path}/run: cannot look (Permission denied)",
+        "Name a folder that you may write to with --run-dir.",
+    )
+
+
+def test_inputs_that_a_rank_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(plan: object) -> None:
+        raise PermissionError(13, "Permission denied", "data/x/manifest.json")
+
+    monkeypatch.setattr(every_rank, "open_inputs", refuse)
+    fingerprint, (fault,) = every_rank._inputs(small_plan("data/x", tmp_path / "run"))
+    assert fingerprint == ""
+    assert str(fault) == (
+        "data/x/manifest.json: cannot be read (Permission denied). Make it readable for this user "
+        "on every machine."
+    )
+
+
 def test_what_is_there_already_needs_no_more_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,21 +122,6 @@ def test_a_model_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.Monkey
     fast_checks(plan, "")
 
 
-def test_a_rank_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_own_device()  # on a CPU
-    monkeypatch.setattr(fast, "local_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(fast.platform, "node", lambda: "worker-7")
-    for name, value in (("RANK", "6"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "8")):
-        monkeypatch.setenv(name, value)
-    assert only_fault(check_own_device) == (
-        "host worker-7: has 2 devices, and rank 6 would take number 2 of them, counted from 0. "
-        "Write slots=2 for it in the hostfile, or start 2 ranks there."
-    )
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    check_own_device()
-
-
 def test_another_recipe_template_or_code_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +143,21 @@ def test_another_recipe_template_or_code_is_another(
         seen.add(rank_facts._sources())
     rank_facts._sources.cache_clear()
     assert len(seen) == 3
+
+
+def test_devices_that_deepspeed_hides_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_facts, "_NVIDIA_GPUS", tmp_path)
+    for bus in range(4):
+        (tmp_path / f"0000:0{bus}:00.0").mkdir()
+    monkeypatch.delenv("CROSS_SIZE", raising=False)
+    assert rank_facts._machine_devices(2) == 2  # Slurm gave this job two of them
+    monkeypatch.setenv("CROSS_SIZE", "1")
+    assert rank_facts._machine_devices(2) == 4
+    assert rank_facts._machine_devices(0) == 0  # it trains on the CPU
+    monkeypatch.setattr(rank_facts, "_NVIDIA_GPUS", tmp_path / "none")
+    assert rank_facts._machine_devices(2) == 2
 
 
 def test_what_deepspeed_should_not_have_sent_is_said(

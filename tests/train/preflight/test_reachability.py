@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,8 +99,8 @@ def test_an_ssh_that_ends_in_another_way(tmp_path: Path, monkeypatch: pytest.Mon
     check = only("w")
     assert check.found == "w port 22: kex: reset by peer"
     assert check.fix == "Type ssh w, and see what it says."
-    fake_ssh(tmp_path, "exit 7", monkeypatch)
-    assert only("w").found == "w port 22: ssh ended with exit code 7"
+    fake_ssh(tmp_path, "exit 255", monkeypatch)
+    assert only("w").found == "w port 22: ssh ended with exit code 255"
 
 
 def test_an_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,11 +128,12 @@ def test_programs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_commands_are_quoted() -> None:
-    assert commands({"a": 1, "fe80::1": 2}, Ssh(2222)).splitlines() == [
+    there = f"'cd {Path.cwd()} && {sys.executable} -V'"
+    assert commands({"a": 1, "b": 2}, Ssh(2222)).splitlines() == [
         "ssh -G -p 2222 a",
-        "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 a true",
-        "ssh -G -p 2222 fe80::1",
-        "ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 fe80::1 true",
+        f"ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 a {there}",
+        "ssh -G -p 2222 b",
+        f"ssh -o BatchMode=yes -o ConnectTimeout=5 -p 2222 b {there}",
     ]
     quoted = commands({"a b": 1}, Ssh())  # read_hostfile lets none through
     assert subprocess.run(

@@ -1,0 +1,150 @@
+"""While the data is checked, which may take minutes, ranks are watched and signals are heard."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2_ds.config.template_file import load_template
+from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.train.first_checks import compiled_ops_of
+from tests.conftest import REPOSITORY
+from tests.ranks import run_ranks
+from tests.small_run import small_dataset, small_plan
+from tests.train.watched_ranks import Ranks
+
+STALE = "a build of async_io died"
+
+# argv: run directory, timeout in seconds, the dataset, and how many of its shards a rank can read.
+_CHECKING = """
+import os, sys, time
+from pathlib import Path
+from gpt2_ds.config.launcher import rank
+from gpt2_ds.data.corpus import Corpus
+from gpt2_ds.train.arguments import TRAIN
+from gpt2_ds.train.run import train_and_leave
+from tests.small_run import small_corpus, small_plan
+
+run_dir, data = Path(sys.argv[1]), Path(sys.argv[3])
+
+def verify(self, part, parts, shard_done):
+    (run_dir / f"rank{rank()}").write_text(str(os.getpid()))
+    for _ in range(int(sys.argv[4])):
+        time.sleep(1)
+        shard_done()
+    time.sleep(600)
+
+Corpus.verify = verify
+timeout = f"health.timeout_seconds={sys.argv[2]}"
+train_and_leave(small_plan(data, run_dir, timeout, world_size=2), small_corpus(data), TRAIN)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("data"))
+
+
+def checking(data: Path, run_dir: Path, shards: int = 0, timeout_seconds: float = 60) -> Ranks:
+    run_dir.mkdir()
+    words = (str(data), str(shards))
+    return Ranks(run_dir, *words, timeout_seconds=timeout_seconds, code=_CHECKING)
+
+
+def clear_twice(folder: Path) -> list[list[str]]:
+    """What is left of the locks: on two machines that share no disk, then on one."""
+    import os
+
+    from gpt2_ds.config import launcher
+    from gpt2_ds.train import first_checks
+
+    me, left = launcher.rank(), []
+    nvme = small_plan("data/x", folder / "run", template="zero3_nvme", world_size=2)
+    for place in ("apart", "together"):
+        root = folder / (f"{place}_{me}" if place == "apart" else place)
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+        if place == "apart":
+            first_checks.local_ranks = lambda: range(me, me + 1)
+        else:
+            first_checks.local_ranks = launcher.local_ranks
+        if place == "apart" or me == 0:
+            for op in ("async_io", "quantizer"):
+                (root / op).mkdir(parents=True)
+                (root / op / "lock").touch()
+        gathered(None)
+        first_checks.clear_stale_locks(nvme)
+        left.append(sorted(path.parent.name for path in root.glob("*/lock")))
+    return left
+
+
+@pytest.mark.heavy
+def test_each_machine_clears_its_own_locks_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for left in run_ranks(clear_twice, 2, tmp_path, tmp_path):
+        assert left == [["quantizer"], ["quantizer"]]  # which the template does not load
+    assert capfd.readouterr().err.count(STALE) == 3
+
+
+@pytest.mark.parametrize(
+    "template, ops",
+    [
+        ("zero3", []),
+        ("zero2_offload", ["cpu_adam"]),
+        ("zero3_nvme", ["cpu_adam", "async_io"]),
+        ("zero3_hpz_quantized", ["quantizer"]),
+    ],
+)
+def test_the_ops_of_a_template(template: str, ops: list[str]) -> None:
+    loaded = load_template(REPOSITORY / f"ds_configs/{template}.json")
+    assert compiled_ops_of(loaded) == ops
+
+
+@pytest.mark.heavy
+def test_a_rank_that_is_killed_is_named(data: Path, tmp_path: Path) -> None:
+    with checking(data, tmp_path / "run") as ranks:
+        ranks.wait_for_step_3()
+        time.sleep(1.2)  # a rank says every half second where it is
+        ranks.send(1, signal.SIGKILL)
+        (code, error), _ = ranks.ends(20)
+        pid = ranks.processes[1].pid
+    assert code == 1
+    assert "Traceback" not in error
+    assert (
+        f"error: rank 1 on {platform.node()} (pid {pid}) was killed or died in step 0 while "
+        "checking data. "
+    ) in error
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_it_as_a_stop(data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with checking(data, tmp_path / "run") as ranks:
+        ranks.wait_for_step_3()
+        for rank in (0, 1):
+            ranks.send(rank, number)
+        ended = ranks.ends(20)
+    assert [code for code, _ in ended] == [75, 75], ended
+    said = (tmp_path / "run/logs/rank_00000.log").read_text()
+    name = signal.Signals(number).name
+    assert (
+        f"Stopped before the first step (rank 0: {name}, rank 1: {name}). The same command "
+        "begins again.\n"
+    ) in said
+
+
+@pytest.mark.heavy
+def test_a_disk_that_hangs_is_no_check_that_takes_long(data: Path, tmp_path: Path) -> None:
+    with checking(data, tmp_path / "run", shards=9, timeout_seconds=5) as ranks:
+        ended = ranks.ends(60)
+    assert [code for code, _ in ended] == [1, 1]
+    assert (
+        "error: all ranks hang in step 0 while checking data: nothing was done for "
+        in (ended[0][1])
+    )
+    stacks = (tmp_path / "run/logs/stacks_rank_00001.txt").read_text()
+    assert "in verify" in stacks
