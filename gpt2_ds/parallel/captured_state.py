@@ -25,8 +25,8 @@ from gpt2_ds.parallel.host_memory import free_memory
 
 _MEMORY_SHARE = 0.8
 
-# By its value, in every Python: 3.11.0 to 3.11.3 pickle an Enum as a call of builtins.getattr, which
-# `pickles.py` must refuse.
+# By its value, in every Python: 3.11.0 to 3.11.3 pickle an Enum as a call of builtins.getattr,
+# which `pickles.py` must refuse.
 copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 Keep = Callable[[Any, Path], None]

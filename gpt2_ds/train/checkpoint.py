@@ -22,6 +22,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
 from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered, until_all
 from gpt2_ds.parallel.captured_state import Buffers, catch_state, copy_state, fits_in_memory
+from gpt2_ds.train.checkpoint_file import save_state
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
@@ -250,8 +251,7 @@ def _random_states() -> dict[str, torch.Tensor]:
 
 
 def _saved(state: Any, path: Path) -> list[Path]:
-    with path.open("wb", buffering=0) as file:  # given the path, torch hides the system's error
-        torch.save(state, file)
+    save_state(state, path)
     return [path]
 
 
