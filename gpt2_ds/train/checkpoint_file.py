@@ -1,9 +1,12 @@
-"""A file of a checkpoint as it is written: whole, and on the disk bit by bit."""
+"""The files of a checkpoint as they are written: whole, and on the disk bit by bit."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 import torch
 
 from gpt2_ds.data.durable_file import sync
+from gpt2_ds.parallel.agreement import file_trouble
+from gpt2_ds.train.checkpoint_manifest import FileRecord, hash_file
 
 PIECE_BYTES = 1 << 26
 SYNC_BYTES = 1 << 28
@@ -43,14 +48,68 @@ class _WholeFile(FileIO):
         return len(whole)
 
 
-def save_state(state: Any, path: Path, moved: Callable[[], None] = lambda: None) -> None:
+def save_state(state: Any, path: Path, moved: Callable[[], None] = lambda: None) -> list[Path]:
     """`torch.save` into a file that is then on the disk.
 
     Args:
         state: tensors in containers.
         path: of the file.
         moved: called whenever a part of it is written.
+
+    Returns:
+        The file, as `write` wants it.
     """
     with _WholeFile(path, moved) as file:  # given the path, torch hides the system's error
         torch.save(state, file)
     sync(path)
+    return [path]
+
+
+def done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
+    """The result of `work`, taken at once; its failure comes when it is asked for."""
+    now: Future[list[Path]] = Future()
+    try:
+        now.set_result(work())
+    except Exception as error:
+        # Raised here it would leave the other ranks waiting inside DeepSpeed.
+        now.set_exception(error)
+    return now.result
+
+
+def write(
+    partial: Path, work: list[Callable[[], list[Path]]], moved: Callable[[], None]
+) -> dict[str, FileRecord]:
+    """Write, fsync and hash this rank's files, and fsync the folders that hold their names.
+
+    Args:
+        partial: the step directory, not yet complete.
+        work: each writes some files and returns them.
+        moved: called whenever a part of a file is written or read.
+    """
+    records, folders = {}, {partial}
+    while work:
+        for path in work.pop(0)():
+            sync(path)
+            records[str(path.relative_to(partial))] = hash_file(path, moved)
+            folders |= {each for each in path.parents if each.is_relative_to(partial)}
+            moved()
+    for folder in folders:
+        sync(folder)
+    return records
+
+
+def trouble(error: BaseException, partial: Path) -> str:
+    """A sentence for why a checkpoint could not be written, with the fix."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is not None:
+        return file_trouble(OSError(cause.errno, cause.strerror, cause.filename or str(partial)))
+    what = (str(error) or type(error).__name__).splitlines()[0]
+    free = ""
+    with suppress(OSError):  # a disk that is gone must not hide what was the matter
+        free = f" ({shutil.disk_usage(partial.parent).free:,} bytes are free there)"
+    return (
+        f"{partial}: could not be written: {what}{free}. The checkpoints before it are untouched. "
+        "Mend it, then give the same command again."
+    )
