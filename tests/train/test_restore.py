@@ -102,11 +102,11 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
     assert event["reason"] == "--skip-samples 56:64"
 
 
-def fetched(data: Path, folder: Path) -> str:
+def fetched(data: Path, folder: Path, address: str) -> str:
     """A run with copies elsewhere, and the same command where its own folder is lost."""
     from gpt2_ds.train.run import train
 
-    corpus, copies = small_corpus(data), f"checkpoint.copy_to={folder / 'copies'}"
+    corpus, copies = small_corpus(data), f"checkpoint.copy_to={address}"
     for until in (5, 8):
         printed = io.StringIO()
         with redirect_stdout(printed):
@@ -121,7 +121,7 @@ def fetched(data: Path, folder: Path) -> str:
 
 @pytest.mark.heavy
 def test_copies_elsewhere_are_gone_on_from(data: Path, tmp_path: Path) -> None:
-    (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path)
+    (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path, str(tmp_path / "copies"))
     assert "going on after step 5" in said
     assert [step for step, _ in metrics_of(tmp_path / "run", "step", "loss")] == [6, 7, 8]
     copies = sorted(path.name for path in (tmp_path / "copies/run").iterdir())
