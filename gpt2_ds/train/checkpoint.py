@@ -147,6 +147,7 @@ class Checkpoints:
                 "untouched; lower optimizer.lr, or look at the samples of the last steps."
             )
         by_rank_0(fresh_folder, Pulse(self._goes_on, f"making {partial}"))
+        self._goes_on("saving")
         behind = self._plan.recipe.checkpoint.write_behind
         work: list[Callable[[], list[Path]]] = []
         pulse = Pulse(self._goes_on, f"writing {partial}")

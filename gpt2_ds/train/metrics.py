@@ -225,7 +225,8 @@ def _behind_all_others(writer: Any) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     names = (path.name for path in Path(writer.log_dir).glob("events.out.tfevents.*"))
-    newest = max(int(found[0]) for name in names if (found := re.findall("[0-9]+", name)))
+    times = (int(found[0]) for name in names if (found := re.findall("[0-9]+", name)))
+    newest = max(times, default=0)
     if newest <= time.time():
         return writer
     writer.close()

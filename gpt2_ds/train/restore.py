@@ -214,7 +214,7 @@ def _check_together(
     except UserError as error:
         faults = error.faults
     if any(found := gathered(faults)):
-        raise UserError(*dict.fromkeys(fault for part in found for fault in part))
+        raise agreed(UserError(*dict.fromkeys(fault for part in found for fault in part)))
 
 
 def _refuse_disk(plan: RunPlan) -> None:
@@ -235,6 +235,7 @@ def _refuse_disk(plan: RunPlan) -> None:
 def _load(
     plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest, goes_on: GoesOn
 ) -> None:
+    goes_on(f"loading {path}")
     same_form = (manifest.world_size, manifest.zero_stage) == (
         world_size(),
         plan.template.zero_optimization.stage,

@@ -160,6 +160,21 @@ def test_strict_ends_with_1(data: Path, tmp_path: Path) -> None:
     assert events[2]["reason"] == f"{run}/checkpoints/{NEWEST}/probe.npy: not what was saved"
 
 
+@pytest.mark.heavy
+def test_a_run_that_has_lost_all_does_not_begin_again(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with job(run, data, words=("--max-steps", "6"), ranks=1) as first:
+        assert first.wait() == [0], first.text()
+    shutil.rmtree(run / "checkpoints")
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 7, "loss": 4.0}\n')  # two of its saves were complete by then
+    before = (run / "metrics.jsonl").read_bytes()
+    with job(run, data, ranks=1) as lost:
+        assert lost.wait() == [1], lost.text()
+    assert f"error: {run}/checkpoints: holds no checkpoint, but there were some: " in lost.text()
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
 def a_link_in_place_of_a_checkpoint(data: Path, folder: Path) -> list[tuple[int, str]]:
     """Two runs: the newest checkpoint of one is a link to the other's."""
     from gpt2_ds.train.run import train

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gpt2_ds.train import checkpoint_file
-from gpt2_ds.train.checkpoint_file import save_state
+from gpt2_ds.train.checkpoint_file import save_state, trouble
 
 MOST_BYTES = 1000  # that the system takes at once here; Linux: 0x7ffff000
 
@@ -58,3 +58,11 @@ def test_a_tensor_beyond_two_gibibytes(tmp_path: Path) -> None:
     save_state({"x": tensor}, tmp_path / "a.pt")
     found = torch.load(tmp_path / "a.pt", mmap=True)["x"]
     assert torch.equal(found, tensor)
+
+
+def test_a_disk_that_is_gone_does_not_hide_what_was_the_matter(tmp_path: Path) -> None:
+    gone = tmp_path / "gone/step_00000003.tmp"
+    assert trouble(RuntimeError("unexpected pos 64 vs 0\nand so on"), gone) == (
+        f"{gone}: could not be written: unexpected pos 64 vs 0. The checkpoints before it are "
+        "untouched. Mend it, then give the same command again."
+    )
