@@ -18,7 +18,10 @@ from gpt2_ds.parallel.process_group import host_group
 
 Value = TypeVar("Value")
 
-_POLL_SECONDS = 0.1
+_FIRST_POLL_SECONDS, _POLL_SECONDS = 0.001, 0.1
+
+GoesOn = Callable[[str], None]
+"""Hears from a main thread that it gets on, and with what, to read behind "while"."""
 
 FILE_TROUBLES = {
     errno.ENOSPC: "Make room on this disk, then give the same command again",
@@ -31,6 +34,30 @@ FILE_TROUBLES = {
     errno.ESTALE: "See whether the network disk is there, then give the same command again",
 }
 """What a file or a disk can refuse, and what a person does about it."""
+
+
+class Pulse:
+    """Tells a long work that gets on from one that hangs, to the thread that waits for it.
+
+    Args:
+        goes_on: hears a few times a second that the work gets on, or is done here and waits for
+            that of other ranks; nothing as long as it does not.
+        doing: what is done, on which file.
+    """
+
+    def __init__(self, goes_on: GoesOn = lambda doing: None, doing: str = "") -> None:
+        self._goes_on, self._doing = goes_on, doing
+        self._beats, self._told = 0, -1  # the first time, what is waited for is said
+
+    def beat(self) -> None:
+        """The work has come further. Called by the thread that does it."""
+        self._beats += 1
+
+    def tell(self, done: bool) -> None:
+        """Pass on what is to be told. Called by the thread that waits."""
+        if done or self._beats != self._told:
+            self._told = self._beats
+            self._goes_on(self._doing)
 
 
 def totals(values: list[float]) -> list[float]:
@@ -53,12 +80,12 @@ def gathered(value: Value) -> list[Value]:
     return found
 
 
-def by_rank_0(work: Callable[[], Value], mark: Callable[[], None] | None = None) -> Value:
+def by_rank_0(work: Callable[[], Value], pulse: Pulse | None = None) -> Value:
     """What `work` gives on rank 0; its failure there ends every rank alike. Collective.
 
     Args:
         work: reads or writes what all ranks share; runs on rank 0 only.
-        mark: set where it may take long: called on every rank as long as it takes.
+        pulse: set where it may take long, or wait for a disk.
 
     Raises:
         UserError: rank 0 found a mistake of the user's.
@@ -66,10 +93,10 @@ def by_rank_0(work: Callable[[], Value], mark: Callable[[], None] | None = None)
     """
     box: list[Any] = [None, None, None]
     doing: Future[Value] | None = None
-    if mark is not None:
+    if pulse is not None:
         if rank() == 0:
-            doing = ThreadPoolExecutor(1, "rank-0-work").submit(work)
-        until_all(lambda: rank() != 0 or (doing is not None and doing.done()), mark)
+            doing = _in_a_thread(work)
+        until_all(lambda: doing is None or doing.done(), pulse)
     if rank() == 0:
         try:
             box[0] = work() if doing is None else doing.result()
@@ -92,16 +119,37 @@ def by_rank_0(work: Callable[[], Value], mark: Callable[[], None] | None = None)
     return result  # type: ignore[no-any-return]
 
 
-def until_all(ready: Callable[[], bool], mark: Callable[[], None]) -> None:
+def by_all(work: Callable[[], Value], pulse: Pulse) -> Value:
+    """What `work` gives on this rank, once it is done on all. Collective.
+
+    Args:
+        work: may take long; must not fail on some ranks alone.
+        pulse: beaten by `work`.
+    """
+    doing = _in_a_thread(work)
+    until_all(doing.done, pulse)
+    return doing.result()
+
+
+def _in_a_thread(work: Callable[[], Value]) -> Future[Value]:
+    pool = ThreadPoolExecutor(1, "long-work")
+    doing = pool.submit(work)
+    pool.shutdown(wait=False)
+    return doing
+
+
+def until_all(ready: Callable[[], bool], pulse: Pulse) -> None:
     """Wait until every rank is ready. Collective.
 
     Args:
         ready: whether this rank is.
-        mark: called on every rank a few times a second, so that no watchdog takes it for a hang.
+        pulse: of what this rank waits for.
     """
+    delay = _FIRST_POLL_SECONDS
     while totals([ready()])[0] < world_size():
-        mark()
-        time.sleep(_POLL_SECONDS)
+        pulse.tell(ready())
+        time.sleep(delay)
+        delay = min(2 * delay, _POLL_SECONDS)
 
 
 def all_agree(failure: str | None) -> None:

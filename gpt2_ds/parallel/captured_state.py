@@ -44,7 +44,7 @@ class _Catcher(CheckpointEngine):  # type: ignore[misc]  # deepspeed ships no ty
 
     def save(self, state_dict: Any, path: str) -> None:
         """One file of the checkpoint."""
-        self._keep(state_dict, Path(path))
+        self._keep(_with_its_stage(state_dict), Path(path))
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Not used: loading goes through the engine's own."""
@@ -53,6 +53,14 @@ class _Catcher(CheckpointEngine):  # type: ignore[misc]  # deepspeed ships no ty
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """Nothing to do after the last file."""
         return True
+
+
+def _with_its_stage(state: dict[str, Any]) -> dict[str, Any]:
+    """What bf16 at stage 1 leaves out (0.19.8), and zero_to_fp32 then takes for no ZeRO at all."""
+    optimizer = state.get("optimizer_state_dict")
+    if not isinstance(optimizer, dict) or "group_paddings" not in optimizer:
+        return state
+    return {**state, "optimizer_state_dict": {"zero_stage": 1, **optimizer}}
 
 
 def catch_state(engine: DeepSpeedEngine, folder: Path, keep: Keep) -> None:

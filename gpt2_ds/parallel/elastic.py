@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed.comm as dist
@@ -18,7 +19,9 @@ from gpt2_ds.parallel.parameter_states import ParameterStates
 _KEYS: tuple[Key, ...] = ("weight", *MOMENTS)
 
 
-def load_elastic(engine: DeepSpeedEngine, states: ParameterStates) -> None:
+def load_elastic(
+    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None] = lambda: None
+) -> None:
     """Put a freshly built engine where the run was that wrote the checkpoint. Collective.
 
     Weights (the optimizer's fp32 and those in the recipe's format), Adam's moments and step, the
@@ -28,6 +31,7 @@ def load_elastic(engine: DeepSpeedEngine, states: ParameterStates) -> None:
     Args:
         engine: of any stage and number of ranks; `gpt2_ds.parallel.engine.build_engine` made it.
         states: of the checkpoint.
+        moved: called after each parameter.
 
     Raises:
         RunError: the checkpoint is of another model, or the engine's template offloads in a way
@@ -38,22 +42,27 @@ def load_elastic(engine: DeepSpeedEngine, states: ParameterStates) -> None:
     stage = engine.zero_optimization_stage()
     fill = {0: _fill_replicas, 3: _fill_cut_parameters}.get(stage, _fill_cut_groups)
     with torch.no_grad():
-        fill(engine, states)
+        fill(engine, states, moved)
     if states.loss_scaler is not None and engine.fp16_enabled():
         vars(engine.optimizer.loss_scaler).update(states.loss_scaler)
     for counter, value in states.counters.items():
         setattr(engine, counter, value)
 
 
-def _fill_replicas(engine: DeepSpeedEngine, states: ParameterStates) -> None:
+def _fill_replicas(
+    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None]
+) -> None:
     """Stage 0: every rank holds everything."""
     for name, parameter in engine.module.named_parameters():
         kept = _adam_state(engine, parameter, states) | {"weight": parameter}
         for key in _KEYS:
             kept[key].copy_(states.part(name, key, 0, parameter.numel()).view(parameter.shape))
+        moved()
 
 
-def _fill_cut_groups(engine: DeepSpeedEngine, states: ParameterStates) -> None:
+def _fill_cut_groups(
+    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None]
+) -> None:
     """Stages 1 and 2: a rank keeps part of the row of each group, which holds some parameters."""
     groups = engine.basic_optimizer.param_groups
     # DeepSpeed's safe_set_full_* mistake the order with round_robin_gradients (seen in 0.19.8).
@@ -67,10 +76,13 @@ def _fill_cut_groups(engine: DeepSpeedEngine, states: ParameterStates) -> None:
                 for key in _KEYS:
                     kept[key][start:stop] = states.part(name, key, start - offset, stop - offset)
             offset += shape.numel()
+            moved()
     engine.optimizer.update_lp_params()
 
 
-def _fill_cut_parameters(engine: DeepSpeedEngine, states: ParameterStates) -> None:
+def _fill_cut_parameters(
+    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None]
+) -> None:
     """Stage 3: a rank keeps an equal part of each parameter; the last parts are padded."""
     optimizer = engine.optimizer
     optimizer.checkpoint_event_prologue()
@@ -87,6 +99,7 @@ def _fill_cut_parameters(engine: DeepSpeedEngine, states: ParameterStates) -> No
                 safe_set_local_fp32_param(parameter, part)
             else:
                 safe_set_local_optimizer_state(parameter, part, key)
+        moved()
     for sub_group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)  # as after an update
     optimizer.checkpoint_event_epilogue()

@@ -20,15 +20,23 @@ from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.durable_file import sync
-from gpt2_ds.parallel.agreement import all_agree, by_rank_0, file_trouble, gathered, until_all
+from gpt2_ds.parallel.agreement import (
+    GoesOn,
+    Pulse,
+    all_agree,
+    by_rank_0,
+    file_trouble,
+    gathered,
+    until_all,
+)
 from gpt2_ds.parallel.captured_state import Buffers, catch_state, copy_state, fits_in_memory
+from gpt2_ds.train.checkpoint_file import done_now, save_state, trouble, write
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
     FileRecord,
     complete_checkpoints,
-    hash_file,
     seal,
     step_name,
 )
@@ -83,6 +91,7 @@ class _Writing:
     partial: Path
     probe_loss: float
     records: Future[dict[str, FileRecord]]
+    pulse: Pulse
 
 
 class Checkpoints:
@@ -96,15 +105,15 @@ class Checkpoints:
         plan: the run.
         engine: whose state is saved.
         facts: of the run.
-        mark: called on every rank while it waits for the disk.
+        goes_on: hears of every part that is written, and of waiting for other ranks.
     """
 
     def __init__(
-        self, plan: RunPlan, engine: Any, facts: RunFacts, mark: Callable[[], None] = lambda: None
+        self, plan: RunPlan, engine: Any, facts: RunFacts, goes_on: GoesOn = lambda doing: None
     ) -> None:
         self._plan, self._engine, self._facts = plan, engine, facts
         self._folder = plan.run_dir / "checkpoints"
-        self._mark = mark
+        self._goes_on = goes_on
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._buffers = Buffers()  # of the checkpoint before; it is written by then
         self._writing: _Writing | None = None
@@ -126,8 +135,9 @@ class Checkpoints:
         partial = self._folder / f"{step_name(progress.step)}.tmp"
 
         def fresh_folder() -> None:
-            remove_partial(self._folder)
+            remove_partial(self._folder, needed=partial)
             partial.mkdir(parents=True)
+            sync(self._folder.parent)
 
         probe_loss = self._facts.probe_loss()
         if not math.isfinite(probe_loss):
@@ -136,25 +146,31 @@ class Checkpoints:
                 f"{probe_loss}: these weights are lost, and are not saved. The last checkpoint is "
                 "untouched; lower optimizer.lr, or look at the samples of the last steps."
             )
-        by_rank_0(fresh_folder)
+        by_rank_0(fresh_folder, Pulse(self._goes_on, f"making {partial}"))
+        self._goes_on("saving")
         behind = self._plan.recipe.checkpoint.write_behind
         work: list[Callable[[], list[Path]]] = []
+        pulse = Pulse(self._goes_on, f"writing {partial}")
 
         def keep(state: Any, path: Path) -> None:
             if behind and fits_in_memory(state, self._buffers):
                 copied = copy_state(state, self._buffers)
-                work.append(lambda: _saved(copied, path))
+                work.append(lambda: save_state(copied, path, pulse.beat))
             else:
-                work.append(_done_now(lambda: _saved(state, path)))
+                doing = f"writing {path}"
+                self._goes_on(doing)  # a rank that hangs in it has come less far than the others
+                work.append(done_now(lambda: save_state(state, path, lambda: self._goes_on(doing))))
+                self._goes_on("saving")
 
         self._buffers.reuse()
         catch_state(self._engine, partial, keep)
         random = copy_state(_random_states())
-        work.append(lambda: _saved(random, partial / f"random_rank_{rank():05d}.pt"))
+        path = partial / f"random_rank_{rank():05d}.pt"
+        work.append(lambda: save_state(random, path, pulse.beat))
         if rank() == 0:
             work.append(lambda: self._small_files(partial))
-        records = self._thread.submit(_write, partial, work)
-        self._writing = _Writing(progress, partial, probe_loss, records)
+        records = self._thread.submit(write, partial, work, pulse.beat)
+        self._writing = _Writing(progress, partial, probe_loss, records, pulse)
         if not behind:
             self.finish()
 
@@ -166,7 +182,7 @@ class Checkpoints:
         """
         if self._writing is None:
             return
-        until_all(lambda: self.written, self._mark)
+        until_all(lambda: self.written, self._writing.pulse)
         self.commit()
 
     def commit(self) -> None:
@@ -179,10 +195,11 @@ class Checkpoints:
         assert writing is not None
         self._writing = None
         error = writing.records.exception()
-        all_agree(_trouble(error, writing.partial) if error else None)
+        all_agree(trouble(error, writing.partial) if error else None)
         mine = writing.records.result()
         files = {name: record for part in gathered(mine) for name, record in part.items()}
-        by_rank_0(lambda: self._complete(writing, files))
+        pulse = Pulse(self._goes_on, f"completing {writing.partial.with_suffix('')}")
+        by_rank_0(lambda: self._complete(writing, files), pulse)
         self.last_saved = writing.progress.step
 
     def close(self) -> None:
@@ -194,7 +211,7 @@ class Checkpoints:
         for name in RUN_FILES:
             shutil.copyfile(self._plan.run_dir / name, partial / name)
         np.save(partial / PROBE_FILE, self._facts.probe)
-        # With those that DeepSpeed put there itself: its recovery script.
+        # With what DeepSpeed put there itself: rows that it keeps on NVMe.
         return [p for p in partial.rglob("*") if p.is_file() and p.suffix != ".pt"]
 
     def _complete(self, writing: _Writing, files: dict[str, FileRecord]) -> None:
@@ -217,6 +234,9 @@ class Checkpoints:
             skipped_updates=progress.skipped_updates,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        metrics = plan.run_dir / "metrics.jsonl"
+        if metrics.exists():  # a power cut must not leave the curve behind the checkpoint
+            sync(metrics)
         write_text(writing.partial / MANIFEST, seal(manifest))
         final = self._folder / step_name(progress.step)
         put_aside(final)  # only an unfinished or damaged one can be there
@@ -229,7 +249,12 @@ class Checkpoints:
 
     def _prune(self) -> set[int]:
         """Delete what the recipe does not keep; the steps that are gone."""
-        complete = {found.step: path for path, found in complete_checkpoints(self._plan.run_dir)}
+        try:
+            found = complete_checkpoints(self._plan.run_dir)
+        except RunError as error:  # the new one is complete: no reason to end the run
+            say(f"warning: {error}")
+            return set()
+        complete = {manifest.step: path for path, manifest in found}
         losses = validation_losses(self._plan.run_dir)
         uploading = self._facts.uploader.busy if self._facts.uploader else None
         gone = set(to_delete(sorted(complete, reverse=True), self._plan.recipe.checkpoint, losses))
@@ -237,7 +262,7 @@ class Checkpoints:
             try:
                 if complete[step] != uploading:
                     delete(complete[step])
-            except OSError as error:  # the new one is complete: no reason to end the run
+            except OSError as error:
                 say(f"warning: {file_trouble(error)}")
         return gone
 
@@ -247,45 +272,3 @@ def _random_states() -> dict[str, torch.Tensor]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
-
-
-def _saved(state: Any, path: Path) -> list[Path]:
-    with path.open("wb", buffering=0) as file:  # given the path, torch hides the system's error
-        torch.save(state, file)
-    return [path]
-
-
-def _done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
-    """The result of `work`, taken at once; its failure comes when it is asked for."""
-    now: Future[list[Path]] = Future()
-    try:
-        now.set_result(work())
-    except Exception as error:
-        # Raised here it would leave the other ranks waiting inside DeepSpeed.
-        now.set_exception(error)
-    return now.result
-
-
-def _write(partial: Path, work: list[Callable[[], list[Path]]]) -> dict[str, FileRecord]:
-    """Write, fsync and hash this rank's files."""
-    records = {}
-    while work:
-        for path in work.pop(0)():
-            sync(path)
-            records[str(path.relative_to(partial))] = hash_file(path)
-    return records
-
-
-def _trouble(error: BaseException, partial: Path) -> str:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    if cause is not None:
-        return file_trouble(OSError(cause.errno, cause.strerror, cause.filename or str(partial)))
-    what = (str(error) or type(error).__name__).splitlines()[0]
-    free = shutil.disk_usage(partial.parent).free
-    return (
-        f"{partial}: could not be written: {what} ({free:,} bytes are free "
-        "there). The checkpoints before it are untouched. Mend it, then give the same command "
-        "again."
-    )

@@ -17,7 +17,9 @@ from gpt2_ds.train.checkpoint_manifest import (
     complete_checkpoints,
     damaged_files,
     is_whole,
+    read_manifest,
     step_folders,
+    step_name,
 )
 from gpt2_ds.train.retention import best_step, delete, to_delete, validation_losses
 from gpt2_ds.train.run_lock import RunLock
@@ -138,6 +140,9 @@ def _prune(run: Path, rules: CheckpointSection, *, dry_run: bool) -> int:
         )
     word = "would be deleted" if dry_run else "deleted"
     for path in [*(complete[step][0] for step in gone), *leftovers(run)]:
+        if (whole := _whole_after_all(path)) is not None:
+            print(f"{path}: stays: every file is what was saved. Rename it to {whole} to go on")
+            continue
         if not dry_run:
             try:
                 delete(path)
@@ -170,6 +175,13 @@ def reshard(run: Path, step: int | None, out: Path) -> int:
     write_universal(checkpoint, out)
     print(f"{out}: step {manifest.step} of {run}, in DeepSpeed's universal form")
     return EXIT_DONE
+
+
+def _whole_after_all(path: Path) -> str | None:
+    """The name of a checkpoint that was set aside and is right: its disk may have failed then."""
+    if ".damaged" not in path.name or (manifest := read_manifest(path)) is None:
+        return None
+    return None if damaged_files(path, manifest) else step_name(manifest.step)
 
 
 def leftovers(run: Path) -> list[Path]:

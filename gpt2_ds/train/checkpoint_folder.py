@@ -9,6 +9,7 @@ from typing import Any
 from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.train.retention import delete
+from gpt2_ds.train.terminal import say
 
 
 def layout_of(plan: RunPlan, engine: Any) -> str:
@@ -22,10 +23,25 @@ def layout_of(plan: RunPlan, engine: Any) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def remove_partial(checkpoints: Path) -> None:
-    """Delete what a killed job left unfinished."""
+def remove_partial(checkpoints: Path, needed: Path | None = None) -> None:
+    """Delete what a killed job left unfinished.
+
+    What cannot be deleted is said, and stays: on NFS, a file that a process somewhere has open.
+
+    Args:
+        checkpoints: the folder that holds all of them.
+        needed: the one whose place is needed.
+
+    Raises:
+        OSError: `needed` cannot be deleted.
+    """
     for partial in checkpoints.glob("step_*.tmp"):
-        delete(partial)
+        try:
+            delete(partial)
+        except OSError as error:
+            if partial == needed:
+                raise
+            say(f"warning: {partial}: cannot be deleted ({error.strerror}); it is left there")
 
 
 def put_aside(folder: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
+import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.data.durable_file import sha256_of
 
 MANIFEST = "manifest.json"
 
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NOT_SEALED = '"sha256": ""'  # the manifest's own; no file's is empty
 
 
@@ -82,20 +86,33 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def hash_file(path: Path) -> FileRecord:
-    """Size in bytes and sha256 of a file."""
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+def hash_file(path: Path, moved: Callable[[], None] = lambda: None) -> FileRecord:
+    """Size in bytes and sha256 of a file; `moved` is called whenever a part of it is read."""
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path, moved))
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest | None:
-    """The manifest of a step directory; None when it is missing or damaged, or a link."""
+    """The manifest of a step directory; None when it is missing or damaged, or a link.
+
+    Raises:
+        RunError: it cannot be read, which says nothing of what it is.
+    """
     path = checkpoint / MANIFEST
     try:
-        if checkpoint.is_symlink() or path.is_symlink() or not path.is_file():
+        if checkpoint.is_symlink() or not stat.S_ISREG(path.lstat().st_mode):
             return None
         return parse_manifest(path.read_bytes())
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: cannot be read: {error.strerror}. That is no damage, and nothing was changed. "
+        "See to this disk and to who may read it, then give the same command again."
+    )
 
 
 def parse_manifest(raw: bytes) -> CheckpointManifest | None:
@@ -110,9 +127,14 @@ def parse_manifest(raw: bytes) -> CheckpointManifest | None:
 
 
 def damaged_files(
-    checkpoint: Path, manifest: CheckpointManifest, *, part: int = 0, parts: int = 1
+    checkpoint: Path,
+    manifest: CheckpointManifest,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Files of this part that cannot be read or are not what the manifest says.
+    """Files of this part that are missing, or not what the manifest says.
 
     A name that leads out of the step directory is damage, whatever is there.
 
@@ -121,9 +143,13 @@ def damaged_files(
         manifest: its manifest.
         part: this rank, of `parts` that share the work.
         parts: ranks.
+        moved: called whenever a part of a file is read.
+
+    Raises:
+        RunError: a file cannot be read, which says nothing of what is in it.
     """
     names = sorted(manifest.files)[part::parts]
-    return [name for name in names if not is_whole(checkpoint, name, manifest.files[name])]
+    return [name for name in names if not is_whole(checkpoint, name, manifest.files[name], moved)]
 
 
 def is_inside(checkpoint: Path, name: str) -> bool:
@@ -135,18 +161,30 @@ def is_inside(checkpoint: Path, name: str) -> bool:
     return inside and ".." not in PurePosixPath(name).parts
 
 
-def is_whole(checkpoint: Path, name: str, expected: FileRecord) -> bool:
-    """Whether one file of a step directory can be read and is what its manifest says."""
+def is_whole(
+    checkpoint: Path, name: str, expected: FileRecord, moved: Callable[[], None] = lambda: None
+) -> bool:
+    """Whether one file of a step directory is there, and what its manifest says.
+
+    Raises:
+        RunError: it cannot be read.
+    """
     path = checkpoint / name
-    try:
-        return (
-            is_inside(checkpoint, name)
-            and path.is_file()
-            and path.stat().st_size == expected.bytes  # spares hashing what was cut off
-            and hash_file(path) == expected
-        )
-    except OSError:
+    if not is_inside(checkpoint, name):
         return False
+    try:
+        found = path.stat()
+        return (
+            stat.S_ISREG(found.st_mode)
+            and found.st_size == expected.bytes  # spares hashing what was cut off
+            and hash_file(path, moved) == expected
+        )
+    except ValueError:  # no name of a file
+        return False
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return False
+        raise _unreadable(path, error) from error
 
 
 def step_folders(run_dir: Path) -> list[tuple[Path, CheckpointManifest | None]]:
@@ -154,9 +192,19 @@ def step_folders(run_dir: Path) -> list[tuple[Path, CheckpointManifest | None]]:
 
     None in place of a manifest: it is missing or damaged, or of another step, or the folder is a
     link. Hashes of files are not compared here.
+
+    Raises:
+        RunError: the folder or a manifest cannot be read.
     """
     found: dict[int, tuple[Path, CheckpointManifest | None]] = {}
-    for path in (run_dir / "checkpoints").glob("step_*"):
+    folder = run_dir / "checkpoints"
+    try:
+        paths = list(folder.iterdir())  # glob finds nothing in a folder that cannot be read
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return []
+        raise _unreadable(folder, error) from error
+    for path in paths:
         digits = re.fullmatch("step_([0-9]{8,})", path.name)
         if digits is None or path.name != step_name(step := int(digits[1])):
             continue
@@ -213,7 +261,7 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
 
 
 def check_resumable(
-    path: Path,
+    path: Path | str,
     manifest: CheckpointManifest,
     *,
     dtype: str,

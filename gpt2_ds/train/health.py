@@ -7,13 +7,13 @@ from typing import Any
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.samples import Samples
-from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
 from gpt2_ds.train.checkpoint import Checkpoints
 from gpt2_ds.train.ledger import Event, Ledger
-from gpt2_ds.train.loss_watch import LossWatch
+from gpt2_ds.train.loss_watch import LossWatch, logged_steps
 from gpt2_ds.train.slow_ranks import SlowRanks
 from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.terminal import say
@@ -53,7 +53,8 @@ class Health:
     ) -> None:
         self._plan, self._samples = plan, samples
         self._ledger, self._stop, self._watchdog = ledger, stop, watchdog
-        self._losses = LossWatch(plan.recipe.health)
+        before = by_rank_0(lambda: logged_steps(plan.run_dir))
+        self._losses = LossWatch(plan.recipe.health, before)
         self._slow_ranks = SlowRanks(hosts)
         self._replicas = Replicas(engine, host_group())
         self._first = True

@@ -27,7 +27,7 @@ def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
         ledger.write(event, step=step, tokens_seen=tokens_seen, reason=reason)
 
     for found in restored.passed_over:
-        note("fall_back", f"{found} is not what was saved")
+        note("fall_back", found)
     if attempt() > 0:
         note("restart", f"attempt {attempt()} of this job after a failure")
     if manifest is None:

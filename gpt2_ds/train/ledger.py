@@ -37,7 +37,7 @@ EVENTS: dict[Event, str] = {
     "skip_update": "An update was left out: its loss or gradient was no finite number.",
     "loss_spike": "The loss was far above that of the steps before.",
     "skip_samples": "Samples are left out of training from now on, as asked.",
-    "fall_back": "A checkpoint was not what was saved; the one before it was taken.",
+    "fall_back": "A checkpoint, or a copy, was not what was saved; the next was taken.",
     "stop": "A signal or a fault ended the process before the run was done.",
     "restart": "The launcher started the run again after a failure.",
     "slow_rank": "A rank took longer than the others for some time.",

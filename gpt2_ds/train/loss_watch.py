@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe import HealthSection
@@ -12,18 +18,31 @@ WINDOW_STEPS = 100
 FEWEST_STEPS = 20
 
 
+@dataclass(frozen=True)
+class LoggedStep:
+    """A step of the jobs before, as `LossWatch.observe` would take it in."""
+
+    step: int
+    loss: float
+    applied: bool
+
+
 class LossWatch:
     """Knows the losses of the last steps; the same on all ranks when they observe the same.
 
     Args:
         health: the recipe's section.
+        before: what the jobs before came to, in order; the same on all ranks.
     """
 
-    def __init__(self, health: HealthSection) -> None:
+    def __init__(self, health: HealthSection, before: Iterable[LoggedStep] = ()) -> None:
         self._health = health
         self._losses: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._spikes: list[float] = []
         self._left_out: list[int] = []
+        for one in before:
+            with suppress(RunError):  # the limit was another one then
+                self.observe(one.step, one.loss, one.applied)
 
     def observe(self, step: int, loss: float, applied: bool) -> list[str]:
         """Take in one optimizer step.
@@ -71,6 +90,27 @@ class LossWatch:
             f"step {step}: the loss {loss:.4f} is a spike: the last {len(self._losses)} had a mean "
             f"of {mean:.4f} and a standard deviation of {deviation:.4f}"
         )
+
+
+def logged_steps(run_dir: Path) -> list[LoggedStep]:
+    """What metrics.jsonl says of the last steps; every one where logging.interval_steps is 1."""
+    path = run_dir / "metrics.jsonl"
+    found: deque[LoggedStep] = deque(maxlen=2 * WINDOW_STEPS)
+    last_step = last_skipped = 0
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    ):
+        try:
+            values = json.loads(line)
+            step, loss, skipped = values["step"], values["loss"], values["skipped_updates"]
+        except (ValueError, KeyError, TypeError):
+            continue  # of a validation, or unfinished
+        if skipped - last_skipped == step - last_step:  # all of those in between were left out
+            found.extend(LoggedStep(s, math.nan, False) for s in range(last_step + 1, step + 1))
+        elif loss is not None:
+            found.append(LoggedStep(step, loss, True))
+        last_step, last_skipped = step, skipped
+    return list(found)
 
 
 def _gave_up(steps: list[int], loss: float) -> str:

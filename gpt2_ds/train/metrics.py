@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import operator
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -213,6 +215,28 @@ def keep_metrics_until(path: Path, step: int) -> int:
     return int(validated_step)
 
 
+def _behind_all_others(writer: Any) -> Any:
+    """A writer whose file TensorBoard reads last: the given one, or another.
+
+    The order is that of the times in the files' names; after a clock was set back, the files of
+    the job before have the later ones, and would end the curve of this one.
+    """
+    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
+    from torch.utils.tensorboard import SummaryWriter
+
+    names = (path.name for path in Path(writer.log_dir).glob("events.out.tfevents.*"))
+    times = (int(found[0]) for name in names if (found := re.findall("[0-9]+", name)))
+    newest = max(times, default=0)
+    if newest <= time.time():
+        return writer
+    writer.close()
+    event_file_writer.time = SimpleNamespace(time=lambda: newest + 1)
+    try:
+        return SummaryWriter(log_dir=writer.log_dir)
+    finally:
+        event_file_writer.time = time
+
+
 def end_curves_at(monitor: Any, step: int) -> None:
     """Have TensorBoard drop the points of steps that will be done again, whoever wrote them.
 
@@ -225,6 +249,7 @@ def end_curves_at(monitor: Any, step: int) -> None:
     writer = getattr(getattr(monitor, "tb_monitor", None), "summary_writer", None)
     if writer is None:
         return
+    writer = monitor.tb_monitor.summary_writer = _behind_all_others(writer)
     from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
         Event,
         SessionLog,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gpt2_ds.config.errors import RunError
@@ -40,6 +40,7 @@ class RemoteCheckpoints:
         attempts: how often to try in all what fails in a way that may pass.
         first_delay_seconds: before the second attempt; doubles up to 30 seconds.
         stall_seconds: this long without a byte, a reading has failed.
+        moved: called whenever what takes long has come further.
 
     Raises:
         UserError: nothing here knows such addresses or can write to them, or a package is missing.
@@ -52,12 +53,15 @@ class RemoteCheckpoints:
         attempts: int = 8,
         first_delay_seconds: float = 0.5,
         stall_seconds: float = 60.0,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
+        self._moved = moved
         self.files = RemoteFiles(
             address,
             attempts=attempts,
             first_delay_seconds=first_delay_seconds,
             stall_seconds=stall_seconds,
+            moved=moved,
         )
 
     def complete(self) -> list[int]:
@@ -110,10 +114,7 @@ class RemoteCheckpoints:
             RunError: this machine's disk is full, or fails.
         """
         name = step_name(step)
-        raw = self.files.read(f"{name}/{MANIFEST}") or b""
-        manifest = parse_manifest(raw)
-        if manifest is None or manifest.step != step:
-            raise Damaged(f"{self.files.at(f'{name}/{MANIFEST}')}: damaged")
+        raw, manifest = self._manifest(step)
         partial = run_dir / "checkpoints" / f"{name}.tmp"
         with writing(partial, 0):
             if partial.is_symlink():
@@ -125,7 +126,7 @@ class RemoteCheckpoints:
             if not is_inside(partial, file) or sizes.get(file) != record.bytes:
                 raise Damaged(f"{where}: {_how(sizes.get(file), record)}")
         for file, record in manifest.files.items():
-            if is_whole(partial, file, record):  # of a fetch that was broken off
+            if is_whole(partial, file, record, self._moved):  # of a fetch that was broken off
                 continue
             came = self.files.fetch(f"{name}/{file}", partial / file, record.bytes)
             if came != record.sha256:
@@ -134,27 +135,21 @@ class RemoteCheckpoints:
         with writing(partial, len(raw)):
             return _finished(partial, manifest, raw)
 
-    def fetch_newest(self, run_dir: Path) -> Path | None:
-        """Fetch the newest checkpoint whose copy is right; damaged ones are named.
-
-        Returns:
-            The step directory; None: there is no copy.
+    def manifest(self, step: int) -> CheckpointManifest:
+        """That of a copy.
 
         Raises:
-            RunError: all copies are damaged; or this machine's disk is full, or fails.
+            Damaged: it is not what was uploaded.
         """
-        steps = self.complete()
-        for step in steps:
-            try:
-                return self.fetch(step, run_dir)
-            except Damaged as damaged:
-                warn(f"{damaged}; going back one checkpoint")
-        if steps:
-            raise RunError(
-                f"{self.files.address}: all {len(steps)} checkpoints are damaged. Restore a copy, "
-                "or take checkpoint.copy_to out of the recipe to begin at step 0."
-            )
-        return None
+        return self._manifest(step)[1]
+
+    def _manifest(self, step: int) -> tuple[bytes, CheckpointManifest]:
+        name = f"{step_name(step)}/{MANIFEST}"
+        raw = self.files.read(name) or b""
+        manifest = parse_manifest(raw)
+        if manifest is None or manifest.step != step:
+            raise Damaged(f"{self.files.at(name)}: damaged")
+        return raw, manifest
 
     def prune(self, keep: Iterable[int]) -> None:
         """Delete the copies of all other steps, finished or not; never the newest complete one."""
@@ -189,7 +184,7 @@ def _finished(partial: Path, manifest: CheckpointManifest, raw: bytes) -> Path:
     write_durably(partial / MANIFEST, [raw])
     for folder in {(partial / file).parent for file in manifest.files}:
         sync(folder)
-    put_aside(final)  # it was not complete: nothing is fetched then
+    put_aside(final)  # it was damaged: nothing is fetched otherwise
     partial.rename(final)
     sync(final.parent)
     return final

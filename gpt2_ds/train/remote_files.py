@@ -18,6 +18,7 @@ from gpt2_ds.data.remote import MAX_READ_BYTES, is_remote
 from gpt2_ds.data.remote_source import RemoteFault, RemoteSource, Stopped, fault_of, redacted
 
 _LONGEST_DELAY_SECONDS = 30.0
+_PIECE_BYTES = 1 << 24
 
 Value = TypeVar("Value")
 
@@ -42,17 +43,25 @@ class RemoteFiles:
         attempts: how often to try in all.
         first_delay_seconds: before the second attempt; doubles up to 30 seconds.
         stall_seconds: this long without a byte, a reading has failed.
+        moved: called whenever a part of a file has come or gone, or an attempt has failed.
 
     Raises:
         UserError: nothing here knows such addresses or can write to them, or a package is missing.
     """
 
     def __init__(
-        self, address: str, *, attempts: int, first_delay_seconds: float, stall_seconds: float
+        self,
+        address: str,
+        *,
+        attempts: int,
+        first_delay_seconds: float,
+        stall_seconds: float,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = redacted(address).rstrip("/")  # for messages
         self.stop = threading.Event()
         self._attempts, self._first_delay_seconds = attempts, first_delay_seconds
+        self._moved = moved
         if address.startswith(("http://", "https://")):
             raise user_error(self.address, "cannot be written to", "Give s3://, gs:// or a path.")
         if not is_remote(address):
@@ -118,7 +127,10 @@ class RemoteFiles:
 
     def send(self, local: Path, name: str) -> None:
         """Copy a file of this machine there."""
-        self._tried(name, lambda: self._files.put_file(str(local), self._path(name)))
+        from fsspec.callbacks import Callback
+
+        told = Callback(hooks={"moved": lambda size, value, **_: self._moved()})
+        self._tried(name, lambda: self._files.put_file(str(local), self._path(name), callback=told))
 
     def fetch(self, name: str, path: Path, n_bytes: int) -> str:
         """Copy a file to this machine, onto its disk.
@@ -146,6 +158,7 @@ class RemoteFiles:
                 for data in chunks:
                     digest.update(data)
                     write_all(file, path, data)
+                    self._moved()
             return digest.hexdigest()
 
         with file:
@@ -178,6 +191,7 @@ class RemoteFiles:
             except Exception as error:
                 fault = error if isinstance(error, RemoteFault) else fault_of(error)
                 self._raise_if_final(name, fault, number)
+            self._moved()
             delay = min(_LONGEST_DELAY_SECONDS, self._first_delay_seconds * 2 ** (number - 1))
             warn(
                 f"{self.at(name)}: {fault}: attempt {number + 1} of {self._attempts} in "
@@ -203,7 +217,8 @@ class RemoteFiles:
             ) from fault
         if number == self._attempts:
             raise RunError(
-                f"{self.at(name)}: {fault}, at the last of {number} attempts."
+                f"{self.at(name)}: {fault}, at the last of {number} attempts. See whether this "
+                "machine reaches it, then give the same command again."
             ) from fault
 
 
@@ -214,9 +229,22 @@ def _connect(address: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if address.startswith("file://"):
         options["auto_mkdir"] = True
-    elif address.startswith(("s3://", "s3a://")):
+        files, root = fsspec.core.url_to_fs(address, **options)
+        files.put_file = _copy_durably  # its own neither says how far it is nor reaches the disk
+        return files, root
+    if address.startswith(("s3://", "s3a://")):
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
     files, root = fsspec.core.url_to_fs(address, **options)
     if hasattr(files, "retries"):
         files.retries = 1  # s3fs: all retries are ours, and said
     return files, root
+
+
+def _copy_durably(local: str, there: str, callback: Any) -> None:
+    path = Path(there)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Path(local).open("rb") as source, path.open("wb", buffering=0) as target:
+        while data := source.read(_PIECE_BYTES):
+            write_all(target, path, data)
+            callback.relative_update(len(data))
+        os.fsync(target.fileno())

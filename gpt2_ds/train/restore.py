@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from gpt2_ds.config.errors import Fault, RunError, UserError, agreed, user_error
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.parallel.agreement import by_rank_0, gathered
+from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_all, by_rank_0, gathered
 from gpt2_ds.parallel.elastic import load_elastic
 from gpt2_ds.parallel.parameter_states import ParameterStates
 from gpt2_ds.parallel.pickles import check_pickles, pickle_names
+from gpt2_ds.train.candidates import find_candidates
 from gpt2_ds.train.checkpoint import Progress
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
@@ -26,10 +28,12 @@ from gpt2_ds.train.checkpoint_manifest import (
     CheckpointManifest,
     check_resumable,
     damaged_files,
-    step_folders,
+    is_whole,
+    step_name,
 )
+from gpt2_ds.train.copies import remote_of
 from gpt2_ds.train.probe import PROBE_FILE, Tokens, check_probe
-from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints
+from gpt2_ds.train.remote_checkpoints import Damaged
 from gpt2_ds.train.terminal import say
 
 
@@ -40,12 +44,12 @@ class Restored:
     Args:
         progress: where the run stands; step 0 when there was nothing.
         manifest: of the checkpoint; None when there was nothing.
-        passed_over: newer checkpoints that are damaged, with the file that says so.
+        passed_over: of each newer one that is damaged, which file of it, and how.
     """
 
     progress: Progress
     manifest: CheckpointManifest | None = None
-    passed_over: list[Path] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
 
 
 def load_newest(
@@ -56,11 +60,12 @@ def load_newest(
     probe_loss: Callable[[Tokens], float],
     strict: bool = False,
     until_step: int | None = None,
-    mark: Callable[[], None] | None = None,
+    goes_on: GoesOn = lambda doing: None,
 ) -> Restored:
     """Put the engine and the random states where the newest undamaged checkpoint left them.
 
-    Collective. Every file is hashed, and every pickle looked through, before one is loaded.
+    Collective. Every file is hashed, and every pickle looked through, before one is loaded. One
+    that is newer elsewhere, or damaged here alone, is fetched.
 
     Args:
         plan: the run.
@@ -68,77 +73,134 @@ def load_newest(
         data_fingerprint: of the corpus.
         probe_loss: the loss of stored tokens, with what is loaded.
         strict: a damaged checkpoint is an error; otherwise the one before it is taken.
-        mark: called on every rank while a copy is fetched.
+        goes_on: hears what takes long, as long as it gets on.
         until_step: look only at checkpoints up to this step, and leave the run directory alone.
 
     Raises:
         UserError: the checkpoint is of another recipe or other data, or holds what it must not; or
             DeepSpeed cannot load it with this template, or on so many ranks.
-        RunError: there are checkpoints and all are damaged; or what was loaded is not what was
-            saved.
+        RunError: there are checkpoints and all are damaged, or there were some and none is left; a
+            file cannot be read; or what was loaded is not what was saved.
     """
     looking = until_step is not None
-    folders = by_rank_0(lambda: _candidates(plan, looking), mark)
-    if until_step is not None:
-        folders = [each for each in folders if int(each[0].name.partition("_")[2]) <= until_step]
-    if folders:
+    pulse = Pulse(goes_on, f"looking for checkpoints of {plan.run_dir}")
+    candidates = by_rank_0(
+        lambda: find_candidates(plan, until_step=until_step, moved=pulse.beat), pulse
+    )
+    if candidates:
         _refuse_disk(plan)
-    passed_over: list[Path] = []
-    for path, manifest in folders:
-        bad = _damage(path, manifest)
+    passed_over: list[str] = []
+    for candidate in candidates:
+        path = plan.run_dir / "checkpoints" / candidate.folder
+        manifest, bad = candidate.manifest, None
+        if candidate.is_copy:
+            manifest, bad = _fetch(plan, candidate.step, data_fingerprint, goes_on)
+        if bad is None:
+            bad = _damage(path, manifest, goes_on)
         if bad is not None or manifest is None:
-            found = path / (bad or MANIFEST)
             if strict:
-                raise RunError(
-                    f"{found}: not what was saved. Restore a copy of it, or start without --strict "
-                    "to go on from the checkpoint before."
+                raise agreed(
+                    RunError(
+                        f"{bad}. Restore a copy of it, or start without --strict to go on from the "
+                        "checkpoint before."
+                    )
                 )
-            say(f"warning: {found}: not what was saved; going back one checkpoint")
-            passed_over.append(found)
+            say(f"warning: {bad}; going back one checkpoint")
+            passed_over.append(f"{bad}")
             continue
         _check_together(plan, path, manifest, data_fingerprint)
-        _load(plan, engine, path, manifest)
+        _load(plan, engine, path, manifest, goes_on)
         if manifest.probe_loss is not None:
             tokens = np.load(path / PROBE_FILE, allow_pickle=False)
             check_probe(path, manifest.probe_loss, probe_loss(tokens))
         _load_random_states(plan, path, manifest)
         if not looking:
-            by_rank_0(lambda: _put_all_aside(plan, passed_over))
+            newer = {each.folder for each in candidates if each.step > candidate.step}
+            by_rank_0(partial(_tidy, plan, newer))
         progress = Progress(manifest.step, manifest.samples_seen, manifest.skipped_updates)
         return Restored(progress, manifest, passed_over)
-    if folders:
-        raise RunError(
-            f"{plan.run_dir / 'checkpoints'}: all {len(folders)} checkpoints are damaged, or not "
-            "every host can read them. Restore a copy; to begin at step 0, move them away."
+    if candidates:
+        n_copies = sum(each.is_copy for each in candidates)
+        copies = f", and {n_copies} copies at {plan.recipe.checkpoint.copy_to}" if n_copies else ""
+        raise agreed(
+            RunError(
+                f"{plan.run_dir / 'checkpoints'}: all {len(candidates) - n_copies} checkpoints here"
+                f"{copies} are damaged. Restore a copy; to begin at step 0, use another --run-dir."
+            )
         )
+    if not looking:
+        by_rank_0(lambda: _tidy(plan, set()))
     return Restored(Progress(0, 0))
 
 
-def _candidates(plan: RunPlan, looking: bool) -> list[tuple[Path, CheckpointManifest | None]]:
-    """All step folders, newest first; from the copies elsewhere when this disk holds none."""
-    folders = step_folders(plan.run_dir)
-    empty = not any(manifest for _, manifest in folders)
-    if empty and not looking and plan.recipe.checkpoint.copy_to is not None:
-        remote_of(plan).fetch_newest(plan.run_dir)
-        folders = step_folders(plan.run_dir)
-    if not looking:  # after a fetch, which goes on with what is left of an earlier one
-        remove_partial(plan.run_dir / "checkpoints")
-    return folders
+def _fetch(
+    plan: RunPlan, step: int, data_fingerprint: str, goes_on: GoesOn
+) -> tuple[CheckpointManifest | None, str | None]:
+    """Fetch a copy: its manifest, or in what way it is not what was saved. Collective."""
+    name = f"{plan.recipe.checkpoint.copy_to}: {step_name(step)}"
+    pulse = Pulse(goes_on, f"fetching {name}")
+
+    def fetch() -> tuple[CheckpointManifest | None, str | None]:
+        remote = remote_of(plan, pulse.beat)
+        try:
+            manifest = remote.manifest(step)
+            _check_resumable(plan, remote.files.at(step_name(step)), manifest, data_fingerprint)
+            say(
+                f"{remote.files.at(step_name(step))}: fetching this copy; this disk has no such one"
+            )
+            remote.fetch(step, plan.run_dir)
+        except Damaged as damaged:
+            return None, str(damaged)
+        return manifest, None
+
+    return by_rank_0(fetch, pulse)
 
 
-def remote_of(plan: RunPlan) -> RemoteCheckpoints:
-    """Where `checkpoint.copy_to` keeps the copies of this run."""
-    return RemoteCheckpoints(
-        f"{(plan.recipe.checkpoint.copy_to or '').rstrip('/')}/{plan.run_dir.resolve().name}"
-    )
+def _damage(path: Path, manifest: CheckpointManifest | None, goes_on: GoesOn) -> str | None:
+    """What is not what was saved, as any rank sees it: the first file. Collective.
 
-
-def _damage(path: Path, manifest: CheckpointManifest | None) -> str | None:
-    """The first file that is not what was saved, as any rank sees it. Collective."""
+    Raises:
+        RunError: a file cannot be read, or only some hosts see what was saved.
+    """
     if manifest is None:
-        return MANIFEST
-    found = gathered(damaged_files(path, manifest, part=rank(), parts=world_size()))
-    return next((name for part in found for name in part), None)
+        return f"{path / MANIFEST}: not what was saved"
+    pulse = Pulse(goes_on, f"checking {path}")
+
+    def look() -> tuple[list[str], str | None]:
+        part = {"part": rank(), "parts": world_size()}
+        try:
+            return damaged_files(path, manifest, **part, moved=pulse.beat), None
+        except RunError as error:
+            return [], str(error)
+
+    names, failure = by_all(look, pulse)
+    all_agree(failure)
+    found = [(i, name) for i, part in enumerate(gathered(names)) for name in part]
+    if not found:
+        return None
+    other, name = found[0]
+    record = manifest.files[name]
+    if other != 0 and by_rank_0(lambda: is_whole(path, name, record, pulse.beat), pulse):
+        raise agreed(
+            RunError(
+                f"{path / name}: what was saved, as rank 0 reads it, and not as rank {other} does. "
+                "See whether all hosts see one and the same folder there, then give the same "
+                "command again; nothing was changed."
+            )
+        )
+    return f"{path / name}: not what was saved"
+
+
+def _check_resumable(
+    plan: RunPlan, where: Path | str, manifest: CheckpointManifest, data_fingerprint: str
+) -> None:
+    check_resumable(
+        where,
+        manifest,
+        dtype=plan.recipe.precision.dtype,
+        recipe_fingerprint=fingerprint(plan.recipe, manifest.tokens_seen),
+        data_fingerprint=data_fingerprint,
+    )
 
 
 def _check_together(
@@ -147,18 +209,12 @@ def _check_together(
     """Refuse, on every rank, what one rank refuses. Collective."""
     faults: tuple[Fault, ...] = ()
     try:
-        check_resumable(
-            path,
-            manifest,
-            dtype=plan.recipe.precision.dtype,
-            recipe_fingerprint=fingerprint(plan.recipe, manifest.tokens_seen),
-            data_fingerprint=data_fingerprint,
-        )
+        _check_resumable(plan, path, manifest, data_fingerprint)
         check_pickles(path, pickle_names(path)[rank() :: world_size()])
     except UserError as error:
         faults = error.faults
     if any(found := gathered(faults)):
-        raise UserError(*dict.fromkeys(fault for part in found for fault in part))
+        raise agreed(UserError(*dict.fromkeys(fault for part in found for fault in part)))
 
 
 def _refuse_disk(plan: RunPlan) -> None:
@@ -176,7 +232,10 @@ def _refuse_disk(plan: RunPlan) -> None:
         )
 
 
-def _load(plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest) -> None:
+def _load(
+    plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest, goes_on: GoesOn
+) -> None:
+    goes_on(f"loading {path}")
     same_form = (manifest.world_size, manifest.zero_stage) == (
         world_size(),
         plan.template.zero_optimization.stage,
@@ -193,7 +252,7 @@ def _load(plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest) 
         f"{path}: written by {manifest.world_size} ranks at ZeRO stage {manifest.zero_stage}; "
         f"loading it into {world_size()} at stage {plan.template.zero_optimization.stage}"
     )
-    load_elastic(engine, ParameterStates(path))
+    load_elastic(engine, ParameterStates(path), lambda: goes_on(f"loading {path}"))
 
 
 def _cannot_cut_anew(
@@ -229,8 +288,9 @@ def _load_random_states(plan: RunPlan, path: Path, manifest: CheckpointManifest)
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _put_all_aside(plan: RunPlan, passed_over: list[Path]) -> None:
-    """Damaged checkpoints must not count as the newest again; nothing is deleted."""
+def _tidy(plan: RunPlan, damaged: set[str]) -> None:
+    """Damaged checkpoints must not count as the newest again; what is unfinished goes."""
     checkpoints = plan.run_dir / "checkpoints"
-    for name in {found.relative_to(checkpoints).parts[0] for found in passed_over}:
+    for name in damaged:
         put_aside(checkpoints / name)
+    remove_partial(checkpoints)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
 from typing import NoReturn
@@ -35,9 +35,10 @@ from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.arguments import TRAIN, StartOptions
 from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 from gpt2_ds.train.checkpoint_manifest import step_name
+from gpt2_ds.train.copies import copying, finish_copy, remote_of
 from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.health import Health
-from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault, note_start
+from gpt2_ds.train.job_record import headline, note_end, note_fault, note_start
 from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
@@ -45,7 +46,7 @@ from gpt2_ds.train.probe import probe_loss, probe_tokens
 from gpt2_ds.train.rank_log import keep_log, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.replay import replay
-from gpt2_ds.train.restore import Restored, load_newest, remote_of
+from gpt2_ds.train.restore import Restored, load_newest
 from gpt2_ds.train.run_directory import write_run_files
 from gpt2_ds.train.run_lock import RunLock
 from gpt2_ds.train.skipped_samples import add_skipped, parse_ranges
@@ -159,7 +160,7 @@ def _train(
         data_fingerprint=corpus.fingerprint,
         probe_loss=lambda tokens: probe_loss(engine, tokens, device, document_eot),
         strict=options.strict,
-        mark=lambda: watchdog.mark(0, "fetching a copy"),
+        goes_on=watchdog.goes_on,
         until_step=None if options.replay_step is None else options.replay_step - 1,
     )
     watchdog.mark(0, "beginning")
@@ -175,9 +176,8 @@ def _train(
         metrics.go_on_after(start.step)
     if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
         if training:  # the job before may have ended in it
-            _finish_copy(plan, start.step, lambda: watchdog.mark(start.step, "copying"))
-        say(next_words(plan, start.step))
-        return EXIT_DONE
+            finish_copy(plan, start.step, watchdog.goes_on)
+        return note_end(plan, start, ledger, "", owed=False)
     began = time.perf_counter()
     with ExitStack() as stack:
         batch = derived.batches.of_step(start.step + 1)
@@ -197,7 +197,9 @@ def _train(
         corpus.follow(
             lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
         )
-        uploader = Uploader(remote_of(plan)) if training and rank() == 0 and _copies(plan) else None
+        pulse = copying(plan, watchdog.goes_on)
+        sends = training and rank() == 0 and recipe.checkpoint.copy_to is not None
+        uploader = Uploader(remote_of(plan, pulse.beat)) if sends else None
         if uploader is not None:
             stack.callback(uploader.close, _UPLOAD_SECONDS_AT_A_STOP)
             if restored.manifest is not None:  # the job before may have ended in its upload
@@ -219,7 +221,7 @@ def _train(
             loader=loader,
             metrics=metrics,
             checkpoints=stack.enter_context(
-                closing(Checkpoints(plan, engine, facts, lambda: watchdog.mark(0, "saving")))
+                closing(Checkpoints(plan, engine, facts, watchdog.goes_on))
             ),
             health=Health(plan, engine, samples, ledger, stop, watchdog, hosts),
             device=device,
@@ -232,29 +234,11 @@ def _train(
         reasons = run.health.stop_reasons()
         owed = evaluation_owed(plan, metrics, end.step)
         if end.step == plan.last_step:
-            until_all(
-                lambda: uploader is None or uploader.idle,
-                lambda: watchdog.mark(end.step, "copying"),
-            )
+            until_all(lambda: uploader is None or uploader.idle, pulse)
     if end.step == plan.last_step:
-        _finish_copy(plan, end.step, lambda: watchdog.mark(end.step, "copying"))
+        finish_copy(plan, end.step, watchdog.goes_on)
     say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
     return note_end(plan, end, ledger, reasons, owed)
-
-
-def _copies(plan: RunPlan) -> bool:
-    return plan.recipe.checkpoint.copy_to is not None
-
-
-def _finish_copy(plan: RunPlan, step: int, mark: Callable[[], None]) -> None:
-    """Send the last checkpoint, or what is missing of its copy, before the job ends. Collective.
-
-    Raises:
-        RunError: it could not be sent. The same command tries again.
-    """
-    if _copies(plan):
-        checkpoint = plan.run_dir / "checkpoints" / step_name(step)
-        by_rank_0(lambda: remote_of(plan).upload(checkpoint), mark)
 
 
 @contextmanager

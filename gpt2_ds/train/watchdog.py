@@ -8,7 +8,6 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -101,12 +100,7 @@ class Watchdog:
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leave the watch: what this process does after it is no death and no hang."""
         self._end = LEFT if kind is None else FAILED
         self._wake.set()
@@ -130,6 +124,11 @@ class Watchdog:
         """
         last = self._mark
         self._mark = (step, last[1] + 1 if last[0] == step else 1, doing, time.monotonic())
+
+    def goes_on(self, doing: str) -> None:
+        """As `mark`, in the same step. Said again it is no other point: this one takes long."""
+        step, marks, before, _ = self._mark
+        self._mark = (step, marks + (doing != before), doing, time.monotonic())
 
     def what_happened(self, error: BaseException) -> str | None:
         """Which rank's end explains an error out of a collective; for the main thread.

@@ -225,3 +225,15 @@ def losses_of(run_dir: Path) -> list[tuple[Any, ...]]:
     trained = metrics_of(run_dir, "step", "loss", "learning_rate", "gradient_norm", "tokens_seen")
     validated = metrics_of(run_dir, "step", "validation_loss")
     return [*trained, *validated]
+
+
+def curve_of(run_dir: Path, tag: str) -> dict[int, float]:
+    """The points that TensorBoard shows of a run, by step; fails where a step has two."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in run_dir.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars(tag)]
+    assert len(points) == len(dict(points)), points
+    return dict(points)

@@ -13,8 +13,11 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.train.ledger import read_ledger
+from tests.faults.jobs import job
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_plan
+from tests.train.saved_files import flip
 
 NEWEST, BEFORE = "step_00000006", "step_00000003"
 
@@ -41,22 +44,29 @@ def loaded(plan: RunPlan, engine: Any, fingerprint: str, strict: bool = False) -
 probe = 0.0
 
 
-def damaged_in_every_way(data: Path, folder: Path, flips: int, seed: int) -> list[str]:
-    """What went wrong with the ways in which damage was found; empty when nothing did."""
+def damaged_in_every_way(
+    data: Path, folder: Path, flips: int, seed: int, template: str = "zero1"
+) -> list[str]:
+    """What went wrong with the ways in which damage was found; empty when nothing did.
+
+    Bits are flipped at any template and number of ranks; other damage is done on one rank alone.
+    """
     global probe
     from gpt2_ds.config.derive import model_fields
+    from gpt2_ds.config.launcher import rank, world_size
     from gpt2_ds.model import GPT2Config
+    from gpt2_ds.parallel.agreement import by_rank_0
     from gpt2_ds.parallel.engine import build_engine
     from gpt2_ds.train.checkpoint_manifest import read_manifest
     from gpt2_ds.train.run import train
 
     corpus = small_corpus(data)
-    plan = small_plan(data, folder / "run", template="zero1", max_steps=6)
+    plan = small_plan(data, folder / "run", template=template, world_size=world_size(), max_steps=6)
     with redirect_stdout(io.StringIO()):
         train(plan, corpus)
     checkpoints = plan.run_dir / "checkpoints"
     whole = folder / "whole"
-    shutil.copytree(checkpoints, whole)
+    by_rank_0(lambda: shutil.copytree(checkpoints, whole))
     config = plan.deepspeed(cpu_adam=False) | {"tensorboard": {"enabled": False}}
     engine = build_engine(
         GPT2Config(**model_fields(plan.recipe, plan.derived.vocab_size)), config, seed=1
@@ -66,16 +76,21 @@ def damaged_in_every_way(data: Path, folder: Path, flips: int, seed: int) -> lis
     def damage(name: str, act: Any, *, named: str | None, strict: bool = False) -> None:
         """Damage one file of the newest checkpoint, and load."""
         global probe
-        shutil.rmtree(checkpoints)
-        shutil.copytree(whole, checkpoints)
-        act(checkpoints / NEWEST / name)
+
+        def do() -> None:
+            shutil.rmtree(checkpoints)
+            shutil.copytree(whole, checkpoints)
+            act(checkpoints / NEWEST / name)
+
+        by_rank_0(do)
         manifest = read_manifest(whole / (BEFORE if named else NEWEST))
         assert manifest is not None
         assert manifest.probe_loss is not None
         probe = manifest.probe_loss
         step, said = loaded(plan, engine, corpus.fingerprint, strict)
         expected = (-1 if strict else 3) if named else 6
-        if step != expected or (named is not None and named not in said):
+        heard = named is None or named in said or (rank() > 0 and not strict)
+        if step != expected or not heard:
             wrong.append(f"{name}: step {step}, said {said!r}")
 
     chance = random.Random(seed)
@@ -87,12 +102,14 @@ def damaged_in_every_way(data: Path, folder: Path, flips: int, seed: int) -> lis
         bit = chance.randrange(8 * path.stat().st_size)
         name = str(path.relative_to(whole / NEWEST))
 
-        def flip(file: Path, bit: int = bit) -> None:
+        def flip_it(file: Path, bit: int = bit) -> None:
             content = bytearray(file.read_bytes())
             content[bit // 8] ^= 1 << bit % 8
             file.write_bytes(content)
 
-        damage(name, flip, named=f"{NEWEST}/{name}: not what was saved")
+        damage(name, flip_it, named=f"{NEWEST}/{name}: not what was saved")
+    if world_size() > 1:
+        return wrong
     for path in files:
         name = str(path.relative_to(whole / NEWEST))
         cut = path.stat().st_size // 2
@@ -114,6 +131,48 @@ def damaged_in_every_way(data: Path, folder: Path, flips: int, seed: int) -> lis
 def test_damage_is_found_and_the_checkpoint_before_taken(data: Path, tmp_path: Path) -> None:
     (wrong,) = run_ranks(damaged_in_every_way, 1, tmp_path, data, tmp_path, 100, 7)
     assert wrong == []
+
+
+@pytest.mark.heavy
+def test_flipped_bits_are_found_by_several_ranks_together(data: Path, tmp_path: Path) -> None:
+    found = run_ranks(damaged_in_every_way, 2, tmp_path, data, tmp_path, 12, 11, "zero3")
+    assert found == [[], []]
+
+
+@pytest.mark.heavy
+def test_strict_ends_with_1(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with job(run, data, words=("--max-steps", "6"), ranks=1) as first:
+        assert first.wait() == [0], first.text()
+    flip(run / "checkpoints" / NEWEST / "probe.npy")
+    with job(run, data, words=("--strict",), ranks=1) as strict:
+        assert strict.wait() == [1], strict.text()
+    said = strict.text().splitlines()[-1]
+    assert said == (
+        f"error: {run}/checkpoints/{NEWEST}/probe.npy: not what was saved. Restore a copy of it, "
+        "or start without --strict to go on from the checkpoint before."
+    )
+    assert "Traceback" not in strict.text()
+    with job(run, data, ranks=1) as again:
+        assert again.wait() == [0], again.text()
+    events = read_ledger(run / "ledger.jsonl")
+    assert [event["event"] for event in events] == ["start", "stop", "fall_back", "resume", "done"]
+    assert events[2]["reason"] == f"{run}/checkpoints/{NEWEST}/probe.npy: not what was saved"
+
+
+@pytest.mark.heavy
+def test_a_run_that_has_lost_all_does_not_begin_again(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with job(run, data, words=("--max-steps", "6"), ranks=1) as first:
+        assert first.wait() == [0], first.text()
+    shutil.rmtree(run / "checkpoints")
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 7, "loss": 4.0}\n')  # two of its saves were complete by then
+    before = (run / "metrics.jsonl").read_bytes()
+    with job(run, data, ranks=1) as lost:
+        assert lost.wait() == [1], lost.text()
+    assert f"error: {run}/checkpoints: holds no checkpoint, but there were some: " in lost.text()
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def a_link_in_place_of_a_checkpoint(data: Path, folder: Path) -> list[tuple[int, str]]:

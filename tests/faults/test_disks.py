@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -167,6 +168,57 @@ def test_a_folder_that_cannot_be_written_to(disk: Disk, data: Path) -> None:
         said = failed(started, 60)
     assert f"error: {disk.folder}: cannot be written (" in said
     assert "Name a folder that you may write to with --run-dir." in said
+
+
+HANGS = """
+import os, time
+
+if os.environ.get("RANK") == os.environ.get("HANGING_RANK"):
+    fsync = os.fsync
+
+    def hanging(file):
+        descriptor = file if isinstance(file, int) else file.fileno()
+        while os.environ["HANGING_FILE"] in os.readlink(f"/proc/self/fd/{descriptor}"):
+            time.sleep(1)
+        fsync(file)
+
+    os.fsync = hanging
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "behind, victim, file, step, doing",
+    [
+        ("true", 1, "step_00000006.tmp/zero", 8, "writing {run}/checkpoints/step_00000006.tmp"),
+        ("false", 1, "step_00000006.tmp/zero", 6, "writing {run}/checkpoints/step_00000006.tmp/"),
+        ("true", 0, "/latest.tmp", None, "completing {run}/checkpoints/step_00000003"),
+    ],
+)
+def test_a_disk_that_does_not_answer(
+    behind: str, victim: int, file: str, step: int | None, doing: str, data: Path, tmp_path: Path
+) -> None:
+    """As a network disk that is gone: the system waits for it for ever."""
+    (tmp_path / "hangs").mkdir()
+    (tmp_path / "hangs/sitecustomize.py").write_text(HANGS)
+    run = tmp_path / "run"
+    settings = ("health.timeout_seconds=8", f"checkpoint.write_behind={behind}")
+    environment = {
+        "PYTHONPATH": str(tmp_path / "hangs"),
+        "HANGING_RANK": str(victim),
+        "HANGING_FILE": file,
+    }
+    with job(run, data, *settings, environment=environment) as started:
+        started.until_step(3)
+        pid = started.rank_processes()[victim]
+        said = failed(started, 60)
+    name = f"error: rank {victim} on {platform.node()} (pid {pid}) hangs in step "
+    assert f"{name}{'' if step is None else f'{step} '}" in said
+    assert f" while {doing.format(run=run)}" in said
+    assert f"rank {1 - victim} on" not in said
+    with job(run, data, *settings) as again:
+        assert again.wait(120) == [0, 0], again.text()
+    assert "going on after step 3" in again.text()
 
 
 @pytest.mark.heavy

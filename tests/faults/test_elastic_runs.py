@@ -70,6 +70,9 @@ def test_the_same_losses_wherever_it_ran(
     events = [line["event"] for line in read_ledger(run / "ledger.jsonl")]
     changes = sum(a[0] != b[0] for a, b in itertools.pairwise(parts))
     assert events.count("world_size") == changes
+    stages = [template.removesuffix("_offload") for _, template in parts]
+    assert events.count("zero_stage") == sum(a != b for a, b in itertools.pairwise(stages))
+    assert (events[0], events.count("resume"), events[-1]) == ("start", len(parts) - 1, "done")
     _, manifest = complete_checkpoints(run)[0]
     assert (manifest.step, manifest.world_size) == (9, parts[-1][0])
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.train.ledger import read_ledger
-from tests.faults.jobs import job, losses_of, newest_step
+from tests.faults.jobs import curve_of, job, losses_of, newest_step
+from tests.small_run import metrics_of
 
 SAVES = ("checkpoint.interval_steps=2", "checkpoint.keep_best=false")
 
@@ -44,6 +45,9 @@ def killed_again_and_again(
     with job(broken, data, *settings, template=template) as last:
         assert last.wait(600) == [0, 0], last.text()
     assert losses_of(broken) == losses_of(folder / "unbroken")
+    for name in ("loss", "validation_loss"):  # TensorBoard keeps 32 bits
+        curve = curve_of(broken, f"{'train' if name == 'loss' else 'validation'}/loss")
+        assert curve == pytest.approx(dict(metrics_of(broken, "step", name)), rel=1e-6)
     resumes = [line for line in read_ledger(broken / "ledger.jsonl") if line["event"] == "resume"]
     assert not list((broken / "checkpoints").glob("*.tmp"))
     return {"kills": kills, "resumes": len(resumes), "steps": steps}

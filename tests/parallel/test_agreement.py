@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import time
 from pathlib import Path
 
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
-from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble
+from gpt2_ds.parallel.agreement import FILE_TROUBLES, Pulse, by_rank_0, file_trouble
 from tests.ranks import run_ranks
 
 
@@ -59,6 +60,56 @@ def test_every_rank_learns_the_same(world_size: int, tmp_path: Path) -> None:
         "same command again.",
         "disagree": "rank 1: broke" if world_size == 2 else "nothing",
     }
+
+
+def long_works() -> dict[str, object]:
+    """What a watchdog hears of work that gets on for a while and then hangs for as long."""
+    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.parallel.agreement import by_all
+
+    heard: list[tuple[float, str]] = []
+    began = time.monotonic()
+
+    def goes_on(doing: str) -> None:
+        heard.append((time.monotonic() - began, doing))
+
+    def work() -> int:
+        for _ in range(10):
+            time.sleep(0.1)
+            pulse.beat()
+        time.sleep(1.0)
+        return rank()
+
+    found: dict[str, object] = {}
+    pulse = Pulse(goes_on, "copying x")
+    for name, call in (
+        ("rank 0", lambda: by_rank_0(work, pulse)),
+        ("all", lambda: by_all(work if rank() == 0 else rank, pulse)),
+    ):
+        heard.clear()
+        began = time.monotonic()
+        found[name] = call(), heard[0][0], heard[-1][0], {doing for _, doing in heard}
+
+    def failing() -> None:
+        raise RunError("no")
+
+    try:
+        by_rank_0(failing, pulse)
+    except RunError as error:
+        found["failed"] = str(error)
+    return found
+
+
+def test_work_that_gets_on_is_told_from_work_that_hangs(tmp_path: Path) -> None:
+    zero, one = run_ranks(long_works, 2, tmp_path)
+    for name, results in (("rank 0", (0, 0)), ("all", (0, 1))):
+        for found, result in zip((zero, one), results, strict=True):
+            assert found[name][0] == result
+            assert found[name][1] < 0.5  # at once: what is waited for
+            assert found[name][3] == {"copying x"}
+        assert 0.8 < zero[name][2] < 1.6  # nothing more was done after a second
+        assert one[name][2] > 1.7  # who waits is well
+    assert zero["failed"] == one["failed"] == "no"
 
 
 @pytest.mark.parametrize("number", sorted(FILE_TROUBLES))

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,7 +19,8 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.train.checkpoint_folder import put_aside
+from gpt2_ds.train import checkpoint_folder
+from gpt2_ds.train.checkpoint_folder import put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints, damaged_files
 from tests.ranks import run_ranks
 from tests.small_run import small_dataset, small_plan
@@ -291,6 +293,38 @@ def kept(bench: Bench) -> Found:
     return found
 
 
+def brought_to_the_disk(bench: Bench) -> Found:
+    """What is synced, in order, by the name that it has then; and what takes its name, when."""
+    run, seen = bench.folder / "synced", []
+    plain = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace}
+
+    def fsync(file: int) -> None:
+        plain["fsync"](file)
+        path = Path(f"/proc/self/fd/{file}").readlink()
+        if path.is_relative_to(run):
+            seen.append(str(path.relative_to(run)))
+
+    def renamed(name: str) -> Any:
+        def act(path: Any, target: Any) -> None:
+            plain[name](path, target)
+            seen.append(f"-> {Path(target).relative_to(run)}")
+
+        return act
+
+    saver = bench.checkpoints("synced")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    os.fsync, os.rename, os.replace = fsync, renamed("rename"), renamed("replace")
+    try:
+        saver.begin(progress(1))
+        saver.finish()
+    finally:
+        os.fsync, os.rename, os.replace = plain["fsync"], plain["rename"], plain["replace"]
+    saver.close()
+    on_disk = (run / "checkpoints/step_00000001").rglob("*")
+    names = [str(path.relative_to(run / "checkpoints/step_00000001")) for path in on_disk]
+    return {"seen": seen, "names": names}
+
+
 def latest_that_cannot_be_written(bench: Bench) -> Found:
     """`latest` is the last thing: where it fails, the checkpoint is there already."""
     run = bench.folder / "latest"
@@ -305,6 +339,7 @@ def one_rank(data: Path, folder: Path) -> dict[str, Found]:
     bench = Bench(data, folder, 1)
     scenarios = (both_ways, while_it_writes, little_memory, lost_weights, kept)
     found = {scenario.__name__: scenario(bench) for scenario in scenarios}
+    found["synced"] = brought_to_the_disk(bench)
     return found | {"latest": latest_that_cannot_be_written(bench)}
 
 
@@ -419,9 +454,48 @@ def test_what_the_rules_keep(alone: dict[str, Found]) -> None:
     assert [found[f"{name} latest"] for name in ("last", "every", "best")] == [True] * 3
 
 
+def test_all_is_on_the_disk_before_it_has_its_name(alone: dict[str, Found]) -> None:
+    """Files, the folders that hold their names, and the curve up to here; then the name itself."""
+    seen, names = alone["synced"]["seen"], alone["synced"]["names"]
+    named = seen.index("-> checkpoints/step_00000001")
+    partial = "checkpoints/step_00000001.tmp"
+    before, after = seen[:named], seen[named + 1 :]
+    manifest = before.index(f"-> {partial}/manifest.json")
+    wanted = {f"{partial}/{name}" for name in names} - {f"{partial}/manifest.json"}
+    assert {"tokenizer", "tokenizer/words", "probe.npy"} <= set(names)
+    assert wanted | {partial, ".", "metrics.jsonl"} <= set(before[:manifest])
+    assert before[manifest:] == [f"-> {partial}/manifest.json", partial]
+    assert after[0] == "checkpoints"
+    assert "-> checkpoints/latest" in after
+
+
 def test_latest_is_written_after_all_else(alone: dict[str, Found]) -> None:
     assert "/latest/checkpoints/latest.tmp: Is a directory" in alone["latest"]["message"]
     assert alone["latest"]["steps"] == [1]
+
+
+def test_what_cannot_be_deleted_is_in_the_way_only_of_its_own_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On NFS a folder with a file that someone has open stays."""
+    busy, other = tmp_path / "step_00000003.tmp", tmp_path / "step_00000006.tmp"
+    for path in (busy, other):
+        path.mkdir()
+    plain = checkpoint_folder.delete
+
+    def delete(path: Path) -> None:
+        if path == busy:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path / ".nfs01"))
+        plain(path)
+
+    monkeypatch.setattr(checkpoint_folder, "delete", delete)
+    remove_partial(tmp_path, needed=other)
+    assert list(tmp_path.iterdir()) == [busy]
+    assert capsys.readouterr().out == (
+        f"warning: {busy}: cannot be deleted (Directory not empty); it is left there\n"
+    )
+    with pytest.raises(OSError, match="Directory not empty"):
+        remove_partial(tmp_path, needed=busy)
 
 
 def test_damaged_checkpoints_are_put_aside_and_kept(tmp_path: Path) -> None:

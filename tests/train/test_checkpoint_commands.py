@@ -215,6 +215,24 @@ def test_what_cannot_be_deleted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
+def test_what_was_set_aside_and_is_right_is_not_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was read while its disk failed."""
+    run = run_of(tmp_path, 1)
+    whole, damaged = (run / f"checkpoints/{step_name(step)}.damaged" for step in (6, 7))
+    for step, path in ((6, whole), (7, damaged)):
+        save(run, step).rename(path)
+    flip(damaged / "b.pt")
+    assert prune(run, None, None, dry_run=False) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{whole}: stays: every file is what was saved. Rename it to {step_name(6)} to go on",
+        f"{damaged}: deleted",
+        "kept: 1",
+    ]
+    assert leftovers(run) == [whole]
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     run = run_of(tmp_path, 1, 2, 3)
     mine = save(tmp_path / "mine", 1)

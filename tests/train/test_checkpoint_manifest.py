@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.errors import UserError
+from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -203,23 +203,53 @@ def test_a_strange_name_is_damage(tmp_path: Path, name: str) -> None:
     assert damaged_files(path, manifest_of(1, {name: hash_file(path / "a.pt")})) == [name]
 
 
-def test_what_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken disk, which no test can have: the read of one file fails."""
+@pytest.mark.parametrize("number", [5, 13, 110, 116])  # EIO, EACCES, ETIMEDOUT, ESTALE
+def test_what_cannot_be_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A disk that fails, or that is not there now: it may be right the next time."""
     path = save(tmp_path, 1)
     manifest = complete_checkpoints(tmp_path)[0][1]
     whole_open = Path.open
 
     def broken(self: Path, *words: object, **more: object) -> object:
         if self.name in broken_names:
-            raise OSError(5, "Input/output error")
+            raise OSError(number, "not now")
         return whole_open(self, *words, **more)  # type: ignore[call-overload]
 
     broken_names = {"b.pt"}
     monkeypatch.setattr(Path, "open", broken)
-    assert damaged_files(path, manifest) == ["b.pt"]
+    with pytest.raises(RunError) as refused:
+        damaged_files(path, manifest)
+    assert str(refused.value) == (
+        f"{path}/b.pt: cannot be read: not now. That is no damage, and nothing was changed. See to "
+        "this disk and to who may read it, then give the same command again."
+    )
     broken_names.add(MANIFEST)
-    assert read_manifest(path) is None
-    assert step_folders(tmp_path) == [(path, None)]
+    for read in (lambda: read_manifest(path), lambda: step_folders(tmp_path)):
+        with pytest.raises(RunError, match=f"^{path}/manifest.json: cannot be read: not now"):
+            read()
+
+
+def test_a_folder_that_cannot_be_read_does_not_look_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def refused(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(RunError, match=f"^{tmp_path}/checkpoints: cannot be read: Permission"):
+        step_folders(tmp_path)
+
+
+def test_hashing_says_how_far_it_is(tmp_path: Path) -> None:
+    path, parts = save(tmp_path, 1, {"a": bytes(3_500_000), "b": b"x"}), []
+    damaged_files(path, manifest_of(1, {}), moved=lambda: parts.append(1))
+    assert parts == []
+    damaged_files(path, complete_checkpoints(tmp_path)[0][1], moved=lambda: parts.append(1))
+    assert len(parts) == 5  # of a MiB each; of the small one, one
 
 
 @pytest.mark.parametrize("parts", range(1, 8))

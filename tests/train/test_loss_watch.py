@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe import HealthSection
-from gpt2_ds.train.loss_watch import LossWatch
+from gpt2_ds.train.loss_watch import LossWatch, logged_steps
 
 
 def quiet_losses(n: int) -> list[float]:
@@ -102,3 +104,36 @@ def test_one_may_be_enough() -> None:
     watch = LossWatch(HealthSection(max_skipped_updates=1))
     with pytest.raises(RunError, match=r"^step 4: 1 update was left out, .* \(the last loss: inf"):
         watch.observe(4, math.inf, False)
+
+
+def lines_of(*values: tuple[int, float | None, int]) -> str:
+    names = ("step", "loss", "skipped_updates")
+    return "".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in values)
+
+
+def test_a_job_that_goes_on_knows_what_the_one_before_saw(tmp_path: Path) -> None:
+    """A spike in the first step is one; steps left out in a row are counted on."""
+    losses = [*quiet_losses(40), 9.0, *quiet_losses(10)]
+    unbroken, _ = watched(losses)
+    validation = '{"step": 30, "validation_loss": 4.0}\n'
+    content = lines_of(*((step, loss, 0) for step, loss in enumerate(losses, start=1)))
+    (tmp_path / "metrics.jsonl").write_text(content + validation + '{"step": 52, "lo')
+    again = LossWatch(HealthSection(loss_spike_sigmas=8.0), logged_steps(tmp_path))
+    assert again.observe(52, 9.0, True) == unbroken.observe(52, 9.0, True) != []
+
+    content += lines_of((52, None, 1), (53, None, 2))
+    (tmp_path / "metrics.jsonl").write_text(content)
+    again = LossWatch(HealthSection(max_skipped_updates=3), logged_steps(tmp_path))
+    with pytest.raises(RunError, match=r"^steps 52 to 54: 3 updates in a row were left out"):
+        again.observe(54, math.nan, False)
+    again = LossWatch(HealthSection(max_skipped_updates=2), logged_steps(tmp_path))
+    assert again.observe(54, 3.0, True) == []
+
+
+def test_of_steps_that_are_not_all_logged_what_is_sure_is_taken(tmp_path: Path) -> None:
+    lines = ((10, 5.0, 0), (20, None, 10), (30, 4.0, 13))
+    (tmp_path / "metrics.jsonl").write_text(lines_of(*lines))
+    found = logged_steps(tmp_path)
+    assert [one.step for one in found] == [10, *range(11, 21), 30]
+    assert [one.applied for one in found] == [True, *[False] * 10, True]
+    assert logged_steps(tmp_path / "none") == []

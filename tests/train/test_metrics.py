@@ -58,9 +58,10 @@ def write_points(folder: Path, steps: range, value: float, after: int | None) ->
     """A process's events: what an earlier one left beyond `after` is dropped first."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+    monitor = SimpleNamespace(summary_writer=SummaryWriter(str(folder)))
     if after is not None:
-        end_curves_at(SimpleNamespace(tb_monitor=SimpleNamespace(summary_writer=writer)), after)
+        end_curves_at(SimpleNamespace(tb_monitor=monitor), after)
+    writer = monitor.summary_writer
     for step in steps:
         writer.add_scalar("train/loss", value, step)
         writer.add_scalar("validation/loss", value, step)
@@ -90,6 +91,20 @@ def test_tensorboard_shows_one_curve_after_restarts(tmp_path: Path, torn_bytes: 
     expected = [(step, 1.0) for step in range(1, 5)] + [(5, 2.0), (6, 3.0)]
     assert points(tmp_path, "train/loss") == expected
     assert points(tmp_path, "validation/loss") == expected
+
+
+def test_a_clock_that_was_set_back_between_jobs_loses_no_points(tmp_path: Path) -> None:
+    """TensorBoard reads files in the order of the times in their names."""
+    write_points(tmp_path, range(1, 9), 1.0, None).close()
+    (file,) = tmp_path.iterdir()
+    ahead = int(time.time()) + 7200
+    file.rename(tmp_path / f"events.out.tfevents.{ahead}.host.1.0")
+    write_points(tmp_path, range(5, 8), 2.0, 4).close()
+    write_points(tmp_path, range(7, 9), 3.0, 6).close()
+    expected = [*((step, 1.0) for step in range(1, 5)), (5, 2.0), (6, 2.0), (7, 3.0), (8, 3.0)]
+    assert points(tmp_path, "train/loss") == expected
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert f"events.out.tfevents.{ahead + 2}." in names[-1]
 
 
 def test_without_tensorboard_there_are_no_points_to_drop() -> None:

@@ -71,6 +71,16 @@ def test_a_silent_rank_is_named_before_those_that_wait_for_it() -> None:
     )
 
 
+def test_of_those_that_wait_at_one_point_the_one_that_does_not_get_on_is_named() -> None:
+    """They wait until all have written: the others say again and again that they still do."""
+    statuses = [idle(7, 2, 0.1), idle(7, 2, 0.1), idle(7, 2, 31.0), idle(7, 2, 5.0)]
+    assert hang(statuses, [0.0] * 4) == Finding(
+        "hang",
+        [2],
+        "rank 2 on host1 (pid 102) hangs in step 7 while averaging: nothing was done for 31 s",
+    )
+
+
 def test_the_rank_that_came_least_far_is_named() -> None:
     statuses = [idle(7, 2, 31.0), idle(7, 1, 31.0), idle(7, 2, 31.0), idle(7, 2, 31.0)]
     assert hang(statuses, [0.0] * 4) == Finding(

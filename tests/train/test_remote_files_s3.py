@@ -11,7 +11,10 @@ from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.train.checkpoint_manifest import MANIFEST, step_name
 from gpt2_ds.train.remote_checkpoints import Damaged, RemoteCheckpoints
 from tests.data.fault_server import serving
+from tests.ranks import run_ranks
+from tests.small_run import metrics_of, small_dataset
 from tests.train.saved_files import FILES, contents, save
+from tests.train.test_restore import fetched
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -65,6 +68,16 @@ def test_a_copy_comes_back_whole(tmp_path: Path) -> None:
     assert remote_of("s3://bucket/runs/other").complete() == [1]  # of another run: left alone
 
 
+@pytest.mark.heavy
+def test_a_run_whose_disk_is_lost_goes_on_from_a_bucket(tmp_path: Path) -> None:
+    data = small_dataset(tmp_path)
+    (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path, "s3://bucket/jobs")
+    assert "s3://bucket/jobs/run/step_00000005: fetching this copy" in said
+    assert "going on after step 5" in said
+    assert [step for step, _ in metrics_of(tmp_path / "run", "step", "loss")] == [6, 7, 8]
+    assert remote_of("s3://bucket/jobs/run").complete() == [8, 6, 3]
+
+
 def test_an_unfinished_copy_is_none_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,11 +85,11 @@ def test_an_unfinished_copy_is_none_and_goes_on(
     sent: list[str] = []
     send = remote.files._files.put_file
 
-    def broken(local: str, path: str) -> None:
+    def broken(local: str, path: str, callback: object) -> None:
         if len(sent) == 2:
             raise OSError(5, "the line is cut")
         sent.append(path)
-        send(local, path)
+        send(local, path, callback=callback)
 
     with monkeypatch.context() as patch:
         patch.setattr(remote.files._files, "put_file", broken)
@@ -84,9 +97,9 @@ def test_an_unfinished_copy_is_none_and_goes_on(
             remote.upload(save(tmp_path / "a", 1))
     assert remote.complete() == []
 
-    def watched(local: str, path: str) -> None:
+    def watched(local: str, path: str, callback: object) -> None:
         sent.append(path)
-        send(local, path)
+        send(local, path, callback=callback)
 
     monkeypatch.setattr(remote.files._files, "put_file", watched)
     remote.upload(tmp_path / "a/checkpoints" / step_name(1))

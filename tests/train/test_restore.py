@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from gpt2_ds.train.arguments import StartOptions
 from gpt2_ds.train.ledger import read_ledger
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
+from tests.train.saved_files import flip
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +102,11 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
     assert event["reason"] == "--skip-samples 56:64"
 
 
-def fetched(data: Path, folder: Path) -> str:
+def fetched(data: Path, folder: Path, address: str) -> str:
     """A run with copies elsewhere, and the same command where its own folder is lost."""
     from gpt2_ds.train.run import train
 
-    corpus, copies = small_corpus(data), f"checkpoint.copy_to={folder / 'copies'}"
+    corpus, copies = small_corpus(data), f"checkpoint.copy_to={address}"
     for until in (5, 8):
         printed = io.StringIO()
         with redirect_stdout(printed):
@@ -119,12 +121,129 @@ def fetched(data: Path, folder: Path) -> str:
 
 @pytest.mark.heavy
 def test_copies_elsewhere_are_gone_on_from(data: Path, tmp_path: Path) -> None:
-    (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path)
+    (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path, str(tmp_path / "copies"))
     assert "going on after step 5" in said
     assert [step for step, _ in metrics_of(tmp_path / "run", "step", "loss")] == [6, 7, 8]
     copies = sorted(path.name for path in (tmp_path / "copies/run").iterdir())
     # The recipe keeps two; what this disk had lost before stays among the copies.
     assert copies == ["step_00000003", "step_00000006", "step_00000008"]
+
+
+def from_both_places(data: Path, folder: Path) -> dict[str, str]:
+    """A run of six steps and its copies, damaged here, there, or older here than there."""
+    from gpt2_ds.train.run import train
+
+    corpus, said = small_corpus(data), {}
+    newest, before = "checkpoints/step_00000006", "checkpoints/step_00000003"
+
+    def attempt(name: str, *overrides: str, strict: bool = False) -> None:
+        printed = io.StringIO()
+        copies = f"checkpoint.copy_to={folder / f'{name}_copies'}"
+        plan = small_plan(data, folder / name, copies, *overrides, template="zero1", max_steps=6)
+        with redirect_stdout(printed), redirect_stderr(printed):
+            try:
+                train(plan, corpus, StartOptions(strict=strict))
+                said[name] = printed.getvalue()
+            except (RunError, UserError) as error:
+                said[name] = f"{type(error).__name__}: {error}"
+
+    attempt("run")
+    for name in ("here", "strict", "older", "there", "nowhere", "foreign"):
+        shutil.copytree(folder / "run", folder / name)
+        shutil.copytree(folder / "run_copies/run", folder / f"{name}_copies" / name)
+    for name in ("here", "strict", "there", "nowhere"):
+        flip(folder / name / newest / "probe.npy")
+    for name in ("older", "foreign"):
+        shutil.rmtree(folder / name / newest)
+    for name in ("there", "nowhere"):
+        flip(folder / f"{name}_copies" / name / "step_00000006/probe.npy")
+    flip(folder / "nowhere" / before / "probe.npy")
+    flip(folder / "nowhere_copies/nowhere/step_00000003/manifest.json")
+    shutil.rmtree(folder / "foreign" / before)
+    for name in ("here", "older", "there", "nowhere"):
+        attempt(name)
+    attempt("strict", strict=True)
+    attempt("foreign", "optimizer.lr=2e-3")
+    return said
+
+
+@pytest.mark.heavy
+def test_the_newest_that_is_right_is_taken_wherever_it_is(data: Path, tmp_path: Path) -> None:
+    (said,) = run_ranks(from_both_places, 1, tmp_path, data, tmp_path)
+    bad = "step_00000006/probe.npy: not what was saved"
+    for name in ("here", "older"):
+        assert f"{tmp_path}/{name}_copies/{name}/step_00000006: fetching this copy" in said[name]
+        assert f"{tmp_path}/{name} is stopped after step 6" in said[name]
+        assert (tmp_path / name / "checkpoints/step_00000006/manifest.json").exists()
+    assert f"warning: {tmp_path}/here/checkpoints/{bad}; going back one checkpoint" in said["here"]
+    (event,) = [e for e in read_ledger(tmp_path / "here/ledger.jsonl") if e["event"] == "fall_back"]
+    assert event["reason"] == f"{tmp_path}/here/checkpoints/{bad}"
+    names = sorted(path.name for path in (tmp_path / "here/checkpoints").glob("step_*"))
+    assert names == ["step_00000003", "step_00000006", "step_00000006.damaged"]
+    there = f"{tmp_path}/there_copies/there/step_00000006/probe.npy: sha256 "
+    assert f"warning: {there}" in said["there"]
+    assert "going on after step 3" in said["there"]
+    assert said["nowhere"] == (
+        f"RunError: {tmp_path}/nowhere/checkpoints: all 2 checkpoints here, and 2 copies at "
+        f"{tmp_path}/nowhere_copies are damaged. Restore a copy; to begin at step 0, use another "
+        "--run-dir."
+    )
+    assert said["strict"] == (
+        f"RunError: {tmp_path}/strict/checkpoints/{bad}. Restore a copy of it, or start without "
+        "--strict to go on from the checkpoint before."
+    )
+    assert said["foreign"].startswith(
+        f"UserError: {tmp_path}/foreign_copies/foreign/step_00000006: recipe_fingerprint: written"
+    )
+    assert list((tmp_path / "foreign/checkpoints").glob("step_*")) == []  # nothing was fetched
+
+
+def another_host_sees_less(data: Path, folder: Path) -> dict[str, str]:
+    """Rank 1 finds a file damaged, then cannot read it; rank 0 finds it right."""
+    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.train import checkpoint_manifest, restore
+    from gpt2_ds.train.run import train
+
+    corpus, said = small_corpus(data), {}
+    plan = small_plan(data, folder / "run", template="zero1", world_size=2, max_steps=6)
+    with redirect_stdout(io.StringIO()):
+        train(plan, corpus)
+    error: OSError | None = None
+    whole = checkpoint_manifest.hash_file
+
+    def other(path: Path, moved: Any) -> Any:
+        if path.name == "random_rank_00001.pt" and rank() == 1:
+            if error is not None:
+                raise error
+            return None
+        return whole(path, moved)
+
+    checkpoint_manifest.hash_file = other
+    for name, error in (("less", None), ("none", OSError(116, "Stale file handle"))):  # noqa: B007
+        with redirect_stdout(io.StringIO()):
+            try:
+                restore.load_newest(plan, None, data_fingerprint="", probe_loss=lambda _: 0.0)
+            except RunError as refused:
+                said[name] = str(refused)
+    return said
+
+
+@pytest.mark.heavy
+def test_what_one_host_cannot_read_is_no_damage(data: Path, tmp_path: Path) -> None:
+    zero, one = run_ranks(another_host_sees_less, 2, tmp_path, data, tmp_path)
+    file = f"{tmp_path}/run/checkpoints/step_00000006/random_rank_00001.pt"
+    assert zero == one
+    assert zero["less"] == (
+        f"{file}: what was saved, as rank 0 reads it, and not as rank 1 does. See whether all "
+        "hosts see one and the same folder there, then give the same command again; nothing was "
+        "changed."
+    )
+    assert zero["none"] == (
+        f"rank 1: {file}: cannot be read: Stale file handle. That is no damage, and nothing was "
+        "changed. See to this disk and to who may read it, then give the same command again."
+    )
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step_*"))
+    assert names == ["step_00000003", "step_00000006"]
 
 
 def test_a_rank_that_the_saved_job_had_not_draws_its_own(

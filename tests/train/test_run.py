@@ -215,9 +215,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
         f"{tmp_path}/run/checkpoints/step_00000006: DeepSpeed could not load it. "
         "Restore a copy of it."
     )
-    assert (
-        "all 2 checkpoints are damaged, or not every host can read them. Restore a copy"
-        in found["error"]
+    assert found["error"] == (
+        f"{tmp_path}/run/checkpoints: all 2 checkpoints here are damaged. Restore a copy; to begin "
+        "at step 0, use another --run-dir."
     )
     # Out of the way, so that no later pruning takes it for the newest; nothing is deleted.
     names = {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}

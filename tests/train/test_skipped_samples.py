@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.skipped import SKIPPED_FILE, read_skipped
+from gpt2_ds.train.arguments import StartOptions
 from gpt2_ds.train.skipped_samples import add_skipped, parse_ranges
+from tests.ranks import run_ranks
+from tests.small_run import small_corpus, small_dataset, small_plan
 
 
 @pytest.mark.parametrize(
@@ -75,3 +82,45 @@ def test_samples_that_were_trained_on_cannot_be_left_out(
 def test_the_next_sample_can_be_left_out(tmp_path: Path) -> None:
     assert add_skipped(tmp_path, ((8, 9),), 8)[0] == ((8, 9),)
     assert add_skipped(tmp_path, ((9, 10),), 8)[0] == ((8, 10),)
+
+
+def tokens_by_step(data: Path, folder: Path) -> list[dict[int, torch.Tensor]]:
+    """What two runs trained on: one whole, and one that leaves out the samples of step 5."""
+    import gpt2_ds.train.loop as loop
+    from gpt2_ds.train.run import train
+
+    seen: dict[int, torch.Tensor] = {}
+    take_step, window_loss = loop.take_step, loop.window_loss
+    step = 0
+
+    def watched_step(run: Any, done: Any) -> Any:
+        nonlocal step
+        step = done.step + 1
+        return take_step(run, done)
+
+    def watched_loss(engine: Any, tokens: torch.Tensor, **more: Any) -> Any:
+        seen[step] = torch.cat([seen.get(step, tokens[:0]), tokens])
+        return window_loss(engine, tokens, **more)
+
+    loop.take_step, loop.window_loss = watched_step, watched_loss
+    found = []
+    for name, skipping in (("whole", StartOptions()), ("left_out", SKIPPING)):
+        for until, options in ((3, StartOptions()), (7, skipping)):
+            with redirect_stdout(io.StringIO()):
+                train(small_plan(data, folder / name, max_steps=until), small_corpus(data), options)
+        found.append(dict(seen))
+        seen.clear()
+    return found
+
+
+SKIPPING = StartOptions(skip_samples=["32:40"])  # 8 a step
+
+
+@pytest.mark.heavy
+def test_a_run_trains_on_the_others(tmp_path: Path) -> None:
+    whole, left_out = run_ranks(tokens_by_step, 1, tmp_path, small_dataset(tmp_path), tmp_path)[0]
+    assert [len(tokens) for tokens in left_out.values()] == [8] * 7
+    for step, same in ((1, 1), (3, 3), (4, 4), (5, 6), (6, 7)):
+        assert torch.equal(left_out[step], whole[same]), step
+    for step in (5, 6, 7):
+        assert not torch.equal(left_out[step], whole[5]), step

@@ -137,7 +137,7 @@ def test_closing_ends_the_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     remote = RemoteCheckpoints(str(tmp_path / "away"), attempts=100, first_delay_seconds=20)
     tried: list[str] = []
 
-    def broken(local: str, path: str) -> None:
+    def broken(local: str, path: str, callback: object) -> None:
         tried.append(path)
         raise OSError(5, "the line is cut")
 

@@ -193,3 +193,27 @@ def test_where_no_file_can_be_made_stderr_gets_them(
     stacks.dump("here")
     stacks.close()
     assert "here, " in capfd.readouterr().err
+
+
+def test_the_same_words_again_are_no_other_point() -> None:
+    watchdog = Watchdog.__new__(Watchdog)
+    watchdog._mark = (0, 0, "", 0.0)
+    places = []
+    for say in (
+        lambda: watchdog.mark(7, "saving"),
+        lambda: watchdog.goes_on("writing a"),
+        lambda: watchdog.goes_on("writing a"),
+        lambda: watchdog.goes_on("writing b"),
+        lambda: watchdog.mark(7, "writing b"),
+    ):
+        before = watchdog._mark[3]
+        say()
+        places.append(watchdog._mark[:3])
+        assert watchdog._mark[3] > before
+    assert places == [
+        (7, 1, "saving"),
+        (7, 2, "writing a"),
+        (7, 2, "writing a"),
+        (7, 3, "writing b"),
+        (7, 4, "writing b"),
+    ]

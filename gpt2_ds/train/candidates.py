@@ -1,0 +1,114 @@
+"""Which checkpoints a run may go on from: on this disk and elsewhere, newest first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.train.checkpoint_manifest import CheckpointManifest, step_folders, step_name
+from gpt2_ds.train.copies import remote_of
+from gpt2_ds.train.ledger import read_ledger
+from gpt2_ds.train.remote_files import warn
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that may be gone on from.
+
+    Args:
+        step: its step.
+        is_copy: it lies at checkpoint.copy_to, and has to be fetched.
+        manifest: of one on this disk; None: its manifest is damaged.
+    """
+
+    step: int
+    is_copy: bool = False
+    manifest: CheckpointManifest | None = None
+
+    @property
+    def folder(self) -> str:
+        """Its name under checkpoints/, here as there."""
+        return step_name(self.step)
+
+
+def find_candidates(
+    plan: RunPlan, *, until_step: int | None, moved: Callable[[], None]
+) -> list[Candidate]:
+    """All of them, newest first; of one step, that on this disk before its copy.
+
+    Args:
+        plan: the run.
+        until_step: look only at this disk, and at none beyond this step.
+        moved: called whenever what takes long has come further.
+
+    Raises:
+        UserError: there is none here, and the copies cannot be asked for.
+        RunError: likewise; or there is none at all, and the run had saved some.
+    """
+    folders = step_folders(plan.run_dir)
+    here = [
+        Candidate(int(path.name.partition("_")[2]), False, manifest) for path, manifest in folders
+    ]
+    if until_step is not None:
+        return [each for each in here if each.step <= until_step]
+    found = [*here, *_copies(plan, moved, any(manifest for _, manifest in folders))]
+    if not found:
+        _refuse_lost(plan)
+    return sorted(found, key=lambda each: (-each.step, each.is_copy))
+
+
+def _copies(plan: RunPlan, moved: Callable[[], None], can_do_without: bool) -> list[Candidate]:
+    if plan.recipe.checkpoint.copy_to is None:
+        return []
+    try:
+        return [Candidate(step, is_copy=True) for step in remote_of(plan, moved).complete()]
+    except (UserError, RunError) as error:
+        if not can_do_without:
+            raise
+        warn(f"{error} Going on from this disk; whether there are newer copies is not known.")
+        return []
+
+
+def _refuse_lost(plan: RunPlan) -> None:
+    """A run that has saved must not begin at step 0 again, and over its own curve.
+
+    Raises:
+        RunError: something in the run directory says that it has.
+    """
+    saved = ""
+    interval = plan.recipe.checkpoint.interval_steps
+    for line in read_ledger(plan.run_dir / "ledger.jsonl"):
+        if line.get("event") in ("resume", "done") or (
+            line.get("event") == "stop" and line["step"]
+        ):
+            saved = f"ledger.jsonl has saved steps up to {line['step']}"
+    if (plan.run_dir / "checkpoints/latest").exists():
+        saved = saved or "checkpoints/latest names one"
+    # The first is complete before the second begins.
+    if (last := _last_step(plan)) > 2 * interval:
+        saved = saved or f"metrics.jsonl has step {last}, and one was saved every {interval} steps"
+    if saved:
+        raise RunError(
+            f"{plan.run_dir / 'checkpoints'}: holds no checkpoint, but there were some: {saved}. "
+            "Restore them from a copy; to begin at step 0, use another --run-dir, or move this one "
+            "away."
+        )
+
+
+def _last_step(plan: RunPlan) -> int:
+    """The last in the metrics; 0: there is none."""
+    path, last = plan.run_dir / "metrics.jsonl", 0
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                last = max(last, int(json.loads(line)["step"]))
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # a line that a killed process left unfinished
+                continue
+    return last

@@ -1,0 +1,115 @@
+"""The files of a checkpoint as they are written: whole, and on the disk bit by bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2_ds.data.durable_file import sync
+from gpt2_ds.parallel.agreement import file_trouble
+from gpt2_ds.train.checkpoint_manifest import FileRecord, hash_file
+
+PIECE_BYTES = 1 << 26
+SYNC_BYTES = 1 << 28
+
+
+class _WholeFile(FileIO):
+    """Writes all that it is given, where the system takes at most 2 GiB at a time.
+
+    torch 2.13 takes no notice of how much was written: a larger tensor would be cut off in silence,
+    and the file hashed as it is. What is written is brought to the disk on the way: a disk that no
+    longer answers is then seen at once, not in the fsync after hundreds of gigabytes.
+    """
+
+    def __init__(self, path: Path, moved: Callable[[], None]) -> None:
+        super().__init__(path, "w")
+        self._moved, self._unsynced_bytes = moved, 0
+
+    def write(self, data: Any) -> int:
+        """All of `data`."""
+        whole = memoryview(data).cast("B")
+        start = 0
+        while start < len(whole):
+            n_bytes = os.write(self.fileno(), whole[start : start + PIECE_BYTES])
+            start += n_bytes
+            self._unsynced_bytes += n_bytes
+            if self._unsynced_bytes >= SYNC_BYTES:
+                os.fsync(self.fileno())
+                self._unsynced_bytes = 0
+            self._moved()
+        return len(whole)
+
+
+def save_state(state: Any, path: Path, moved: Callable[[], None] = lambda: None) -> list[Path]:
+    """`torch.save` into a file that is then on the disk.
+
+    Args:
+        state: tensors in containers.
+        path: of the file.
+        moved: called whenever a part of it is written.
+
+    Returns:
+        The file, as `write` wants it.
+    """
+    with _WholeFile(path, moved) as file:  # given the path, torch hides the system's error
+        torch.save(state, file)
+    sync(path)
+    return [path]
+
+
+def done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
+    """The result of `work`, taken at once; its failure comes when it is asked for."""
+    now: Future[list[Path]] = Future()
+    try:
+        now.set_result(work())
+    except Exception as error:
+        # Raised here it would leave the other ranks waiting inside DeepSpeed.
+        now.set_exception(error)
+    return now.result
+
+
+def write(
+    partial: Path, work: list[Callable[[], list[Path]]], moved: Callable[[], None]
+) -> dict[str, FileRecord]:
+    """Write, fsync and hash this rank's files, and fsync the folders that hold their names.
+
+    Args:
+        partial: the step directory, not yet complete.
+        work: each writes some files and returns them.
+        moved: called whenever a part of a file is written or read.
+    """
+    records, folders = {}, {partial}
+    while work:
+        for path in work.pop(0)():
+            sync(path)
+            records[str(path.relative_to(partial))] = hash_file(path, moved)
+            folders |= {each for each in path.parents if each.is_relative_to(partial)}
+            moved()
+    for folder in folders:
+        sync(folder)
+    return records
+
+
+def trouble(error: BaseException, partial: Path) -> str:
+    """A sentence for why a checkpoint could not be written, with the fix."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is not None:
+        return file_trouble(OSError(cause.errno, cause.strerror, cause.filename or str(partial)))
+    what = (str(error) or type(error).__name__).splitlines()[0]
+    free = ""
+    with suppress(OSError):  # a disk that is gone must not hide what was the matter
+        free = f" ({shutil.disk_usage(partial.parent).free:,} bytes are free there)"
+    return (
+        f"{partial}: could not be written: {what}{free}. The checkpoints before it are untouched. "
+        "Mend it, then give the same command again."
+    )
