@@ -8,6 +8,7 @@ from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.own_time import OwnTime
 from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
@@ -33,6 +34,9 @@ class Health:
         stop: signals that this rank got.
         watchdog: finds ranks that hang or died.
         hosts: name of each rank's host, by rank.
+
+    Attributes:
+        own_time: around what this rank does in a step, to find slow ranks.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Health:
         self._plan, self._samples = plan, samples
         self._ledger, self._stop, self._watchdog = ledger, stop, watchdog
         self._losses = LossWatch(plan.recipe.health)
+        self.own_time = OwnTime(engine.device, engine.zero_optimization_stage())
         self._slow_ranks = SlowRanks(hosts)
         self._replicas = Replicas(engine, host_group())
         self._first = True
@@ -95,15 +100,15 @@ class Health:
                 "faulty: leave that host out. The same command goes on from the last checkpoint."
             )
 
-    def after_step(self, step: int, own_seconds: float) -> None:
+    def after_step(self, step: int) -> None:
         """Look for slow ranks, at the same steps on all of them. Collective.
 
         Args:
             step: that was just taken.
-            own_seconds: that this rank spent on data and forward, without waiting for others.
         """
         if self._replicas_due(step):
             self._replicas.remember()
+        own_seconds = self.own_time.take()
         if not self._first:  # the first step compiles and fills caches
             self._slow_ranks.add(own_seconds)
         self._first = False
