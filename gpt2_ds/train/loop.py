@@ -150,7 +150,7 @@ def take_step(run: Run, done: Progress) -> Step:
             own_loss if math.isfinite(own_loss) else 0.0,
         ]
     )
-    health.before_update(step)
+    health.before_update(step, run.checkpoints)
     with health.own_time.together():
         update = apply_update(engine, leave_out=broken > 0)
     health.after_step(step)
@@ -161,7 +161,7 @@ def take_step(run: Run, done: Progress) -> Step:
 
 def save(run: Run, progress: Progress) -> None:
     """Begin to save; what is saved is what all ranks hold."""
-    run.health.before_save(progress.step)
+    run.health.before_save(progress.step, run.checkpoints)
     run.checkpoints.begin(progress)
 
 
