@@ -35,6 +35,7 @@ from gpt2_ds.train.job_record import headline, next_words, note_end, note_fault,
 from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
+from gpt2_ds.train.out_of_memory import out_of_memory
 from gpt2_ds.train.preflight.fast import check_own_device, fast_checks
 from gpt2_ds.train.probe import probe_loss, probe_tokens
 from gpt2_ds.train.rank_log import keep_log, log_path
@@ -61,6 +62,8 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
     def run() -> int:
         try:
             return train(plan, corpus, options)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(plan, error) from error
         except OSError as error:
             if error.errno not in FILE_TROUBLES:
                 raise

@@ -99,7 +99,7 @@ ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 @contextmanager
 def hangup(action: signal.Handlers) -> Iterator[None]:
-    """What processes started in this block do at SIGHUP: a terminal's default, or as under nohup."""
+    """What processes started in this block do at SIGHUP: end, or nothing, as under nohup."""
     before = signal.signal(signal.SIGHUP, action)
     try:
         yield
