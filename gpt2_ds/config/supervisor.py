@@ -21,13 +21,18 @@ from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.process import Process, launchers
 
 _ATTEMPT = "GPT2_DS_SUPERVISED"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What asks a rank to save and end."""
-
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _FINAL = (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_PREEMPTED)
 _LONGEST_WAIT_SECONDS = 30.0
 _OLD_RANK_0_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks a rank to save and end; SIGHUP (a closed terminal) too, unless nohup ignores it."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return _STOP_SIGNALS
+    return (*_STOP_SIGNALS, signal.SIGHUP)
 
 
 def is_supervised() -> bool:
@@ -67,7 +72,7 @@ class _Supervisor:
 
     def run(self) -> int:
         """Start attempts until one is final; its exit code."""
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._forward)
         attempt = 1
         while True:

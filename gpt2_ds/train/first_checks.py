@@ -118,11 +118,19 @@ def check_device(plan: RunPlan) -> None:
 
 
 def use_cpu_adam(plan: RunPlan) -> bool:
-    """DeepSpeedCPUAdam under offload, where its op can be built; torch's AdamW otherwise."""
+    """DeepSpeedCPUAdam under offload, where every rank can build its op; torch's AdamW otherwise.
+
+    Collective. A remote shell may lack what is on the PATH of another: with two kinds of optimizer
+    the ranks would wait for each other in different collectives.
+    """
     if plan.template.zero_optimization.offload_optimizer is None:
         return False
-    if not can_build():
-        say("optimizer: torch's AdamW on the host; DeepSpeedCPUAdam needs a C++ compiler and ninja")
+    if lacking := [i for i, able in enumerate(gathered(can_build())) if not able]:
+        where = "" if len(lacking) == world_size() else f" on rank {lacking[0]}, too"
+        say(
+            "optimizer: torch's AdamW on the host; DeepSpeedCPUAdam needs a C++ compiler and "
+            f"ninja{where}"
+        )
         return False
     say("optimizer: DeepSpeedCPUAdam; compiling it takes a few minutes the first time")
     return True

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
+from gpt2_ds.parallel.own_time import OwnTime
 from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
@@ -39,6 +40,9 @@ class Health:
         stop: signals that this rank got.
         watchdog: finds ranks that hang or died.
         hosts: name of each rank's host, by rank.
+
+    Attributes:
+        own_time: around what this rank does in a step, to find slow ranks.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Health:
         self._ledger, self._stop, self._watchdog = ledger, stop, watchdog
         before = by_rank_0(lambda: logged_steps(plan.run_dir))
         self._losses = LossWatch(plan.recipe.health, before)
+        self.own_time = OwnTime(engine.device, engine.zero_optimization_stage())
         self._slow_ranks = SlowRanks(hosts)
         self._replicas = Replicas(engine, host_group())
         self._first = True
@@ -72,44 +77,45 @@ class Health:
         """This rank goes on: tell the watchdog with what."""
         self._watchdog.mark(step, doing)
 
-    def before_update(self, step: int) -> None:
+    def before_update(self, step: int, checkpoints: Checkpoints) -> None:
         """Compare replicas when it is time to, as the forward has used them. Collective.
 
         Raises:
-            RunError: a rank's weights are not those of the others.
+            RunError: a rank's weights are not those of the others; what was saved is complete.
         """
         self.mark(step, "updating")
         if self._replicas_due(step - 1) and not self._first:
-            self._compare(step)
+            self._compare(step, checkpoints)
 
-    def before_save(self, step: int) -> None:
+    def before_save(self, step: int, checkpoints: Checkpoints) -> None:
         """Compare replicas: what is saved must be what all ranks hold. Collective.
 
         Raises:
-            RunError: a rank's weights are not those of the others.
+            RunError: a rank's weights are not those of the others; what was saved is complete.
         """
         self.mark(step, "saving")
         if self._plan.recipe.health.replica_check_interval_steps > 0:
-            self._compare(step)
+            self._compare(step, checkpoints)
 
-    def _compare(self, step: int) -> None:
+    def _compare(self, step: int, checkpoints: Checkpoints) -> None:
         if found := self._replicas.check():
             for sentence in found:
                 self._note("replica", step, sentence)
-            raise RunError(
+            error = RunError(
                 f"{self._plan.run_dir}: {'; '.join(found)}. Its memory or its device may be "
                 "faulty: leave that host out. The same command goes on from the last checkpoint."
             )
+            raise _once_written(checkpoints, error)  # its weights were compared before
 
-    def after_step(self, step: int, own_seconds: float) -> None:
+    def after_step(self, step: int) -> None:
         """Look for slow ranks, at the same steps on all of them. Collective.
 
         Args:
             step: that was just taken.
-            own_seconds: that this rank spent on data and forward, without waiting for others.
         """
         if self._replicas_due(step):
             self._replicas.remember()
+        own_seconds = self.own_time.take()
         if not self._first:  # the first step compiles and fills caches
             self._slow_ranks.add(own_seconds)
         self._first = False
@@ -136,9 +142,8 @@ class Health:
             self._note("skip_update", step, reason)
         try:
             spikes = self._losses.observe(step, loss, not update.faulty)
-        except RunError:
-            checkpoints.finish()  # every rank is here: what is being written becomes complete
-            raise
+        except RunError as error:
+            raise _once_written(checkpoints, error) from None
         for sentence in spikes:
             say(f"warning: {sentence}; {batch}")
             self._note("loss_spike", step, f"{sentence}; {batch}")
@@ -151,3 +156,15 @@ class Health:
         samples_seen = self._plan.derived.batches.samples_after(step)
         tokens = samples_seen * self._plan.recipe.data.seq_length
         self._ledger.write(event, step=step, tokens_seen=tokens, reason=reason)
+
+
+def _once_written(checkpoints: Checkpoints, error: RunError) -> RunError:
+    """An error that every rank has come to, after what is being written has become complete.
+
+    Collective. Where that fails as well, it says both.
+    """
+    try:
+        checkpoints.finish()
+    except RunError as another:
+        error = RunError(f"{error}\n{another}")
+    return agreed(error)

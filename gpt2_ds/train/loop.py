@@ -126,22 +126,21 @@ def take_step(run: Run, done: Progress) -> Step:
         recipe.schedule, recipe.optimizer.lr, samples_seen * recipe.data.seq_length
     )
     set_learning_rate(engine, rate)
-    step_loss, own_seconds = torch.zeros((), device=run.device), 0.0
+    step_loss = torch.zeros((), device=run.device)
     for micro_step in range(accumulation):
         health.mark(step, "reading data")
-        began = time.perf_counter()
-        with run.metrics.waiting_for_data():
-            tokens = next(run.loader)  # (B, T + 1)
-        health.mark(step, "computing")
-        tokens = tokens.to(run.device, non_blocking=True)
-        loss = window_loss(engine, tokens, document_eot=run.document_eot)
-        own_seconds += time.perf_counter() - began
-        engine.backward(loss)  # divides by the accumulation steps itself
+        with health.own_time.alone():
+            with run.metrics.waiting_for_data():
+                tokens = next(run.loader)  # (B, T + 1)
+            health.mark(step, "computing")
+            tokens = tokens.to(run.device, non_blocking=True)
+            loss = window_loss(engine, tokens, document_eot=run.document_eot)
+        with health.own_time.together():
+            engine.backward(loss)  # divides by the accumulation steps itself
+            if micro_step < accumulation - 1:
+                engine.step()  # counts the micro-step
         step_loss += loss.detach() / accumulation
-        if micro_step < accumulation - 1:
-            engine.step()  # counts the micro-step
-    # Waits for the forward, while the device goes on with the backward.
-    own_loss = float(step_loss)
+    own_loss = float(step_loss)  # waits until the device has done the backward
     health.mark(step, "agreeing")
     broken, stop, written, loss_sum = totals(
         [
@@ -151,9 +150,10 @@ def take_step(run: Run, done: Progress) -> Step:
             own_loss if math.isfinite(own_loss) else 0.0,
         ]
     )
-    health.before_update(step)
-    update = apply_update(engine, leave_out=broken > 0)
-    health.after_step(step, own_seconds)
+    health.before_update(step, run.checkpoints)
+    with health.own_time.together():
+        update = apply_update(engine, leave_out=broken > 0)
+    health.after_step(step)
     if written == world_size():
         run.checkpoints.commit()
     return Step(math.nan if broken else loss_sum / world_size(), rate, update, stop > 0)
@@ -161,7 +161,7 @@ def take_step(run: Run, done: Progress) -> Step:
 
 def save(run: Run, progress: Progress) -> None:
     """Begin to save; what is saved is what all ranks hold."""
-    run.health.before_save(progress.step)
+    run.health.before_save(progress.step, run.checkpoints)
     run.checkpoints.begin(progress)
 
 

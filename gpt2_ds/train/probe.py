@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.evaluation.loss import validation_loss
+from gpt2_ds.parallel.agreement import gathered
 
 PROBE_FILE = "probe.npy"
 TOLERANCE = 1e-3  # nats; of the loss itself where that is above one
@@ -43,15 +44,20 @@ def probe_loss(
 
 
 def check_probe(checkpoint: Path, saved: float, loaded: float) -> None:
-    """Hold the loss after loading against the one when the checkpoint was saved.
+    """Hold the loss after loading against the one when the checkpoint was saved. Collective.
 
     Raises:
-        RunError: they differ by more than rounding can explain.
+        RunError: they differ, on some rank, by more than rounding can explain.
     """
-    if not abs(loaded - saved) <= TOLERANCE * max(1.0, abs(saved)):
-        raise RunError(
-            f"{checkpoint / PROBE_FILE}: its loss is {loaded:.6f} after loading and was "
-            f"{saved:.6f} when saved: these are not the weights of that step. Training stops "
-            "before it harms the run; go back to the versions that environment.json names, or "
-            "report this."
+    tolerated = TOLERANCE * max(1.0, abs(saved))
+    losses = gathered(loaded)
+    if wrong := [i for i, loss in enumerate(losses) if not abs(loss - saved) <= tolerated]:
+        where = "" if len(wrong) == len(losses) else f" on rank {wrong[0]}"
+        raise agreed(
+            RunError(
+                f"{checkpoint / PROBE_FILE}: its loss is {losses[wrong[0]]:.6f} after loading"
+                f"{where} and was {saved:.6f} when saved: these are not the weights of that step. "
+                "Training stops before it harms the run; go back to the versions that "
+                "environment.json names, or report this."
+            )
         )

@@ -48,6 +48,16 @@ def keep_log(run_dir: Path, rank: int) -> None:
     )
 
 
+def log_end(code: int) -> None:
+    """Write the exit code of this process into its log alone: a launcher that dies takes it along.
+
+    Args:
+        code: that it is about to end with.
+    """
+    if isinstance(sys.stdout, _Both):
+        sys.stdout.log_only(f"ends with exit code {code}\n")
+
+
 def log_path(run_dir: Path, rank: int) -> Path:
     """The log of a rank."""
     return run_dir / "logs" / f"rank_{rank:05d}.log"
@@ -79,11 +89,19 @@ class _Both(io.TextIOBase):
                 self._write_line(line)
         return len(text)
 
+    def log_only(self, line: str) -> None:
+        """Write a line that no terminal shows."""
+        with self._lock, suppress(OSError, ValueError):
+            self._log.write(self._stamp() + line)
+
+    def _stamp(self) -> str:
+        return f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {self._prefix}: "
+
     def _write_line(self, line: str) -> None:
         """A line or the beginning of one."""
         stamp = ""
         if self._begins:
-            stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {self._prefix}: "
+            stamp = self._stamp()
             self._shows = not self._errors_only or line.startswith(_ERROR)
         self._begins = line.endswith("\n")
         with suppress(OSError, ValueError):

@@ -178,6 +178,9 @@ def find_hang(
             f"{silent_seconds[one.rank]:.0f} s, since {statuses[one.rank].where}"
             for one in unheard
         )
+        if alone := [one for one in unheard if [o.place for o in ranks].count(one.place) == 1]:
+            ends = " and ".join(f"`kill -9 {one.process.pid}` on {one.host}" for one in alone)
+            said += f"; no other rank is there to end it: {ends}, if it outlives the launcher"
         return Finding("hang", [one.rank for one in unheard], said)
     if len(last) == len(here) > 1:
         said = (

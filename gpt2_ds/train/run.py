@@ -42,8 +42,9 @@ from gpt2_ds.train.job_record import headline, note_end, note_fault, note_start
 from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.metrics import Metrics
+from gpt2_ds.train.out_of_memory import out_of_memory
 from gpt2_ds.train.probe import probe_loss, probe_tokens
-from gpt2_ds.train.rank_log import keep_log, log_path
+from gpt2_ds.train.rank_log import keep_log, log_end, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.replay import replay
 from gpt2_ds.train.restore import Restored, load_newest
@@ -67,6 +68,8 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
     def run() -> int:
         try:
             return train(plan, corpus, options)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(plan, error) from error
         except OSError as error:
             if error.errno not in FILE_TROUBLES:
                 raise
@@ -75,13 +78,15 @@ def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoR
             raise RunError(file_trouble(error)) from error
 
     try:
-        leave(exit_code_of(run))
+        code = exit_code_of(run)
     except Exception as error:  # a fault of this project: the others must not wait for this rank
         traceback.print_exc()
         if rank() != 0:
             where = f"all of it is in {log_path(plan.run_dir, rank())}"
             print(f"error (rank {rank()}): {error!r}; {where}", file=sys.stderr)
-        leave(EXIT_RUN_FAILED)
+        code = EXIT_RUN_FAILED
+    log_end(code)
+    leave(code)
 
 
 def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:

@@ -10,16 +10,18 @@ import torch.distributed as dist
 from gpt2_ds.config.launcher import rank
 from gpt2_ds.parallel.process_group import host_group
 
-_SHARE_OF_MEDIAN = 0.25
-_SECONDS = 0.05
+_SHARE = 0.25
+_LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.15
+_SHARE_OF_LONG = 0.03
 
 
 class SlowRanks:
-    """Compares the ranks' own times: waiting for data and the forward pass, not the others.
+    """Compares the ranks' own times: see `OwnTime`.
 
-    A rank is slow when its time in a step is above the median rank's by more than 25 % of it and by
-    more than 0.05 s. A rank's longest step does not count: a file that is opened or one pause of
-    the machine is no slow rank. Ten steps of 0.2 s too much are; so are two seconds in every
+    A rank is slow when its time in a step is above the median rank's by more than 25 % of it, but
+    at least by 0.05 s, and 0.15 s is always enough; in steps above 5 s it is 3 %, as sound GPUs
+    differ by that much. A rank's longest step does not count: a file that is opened or one pause
+    of the machine is no slow rank. Ten steps of 0.2 s too much are; so are two seconds in every
     fourth.
 
     Args:
@@ -81,7 +83,10 @@ def slow_ranks(seconds: list[float]) -> list[int]:
     [2]
     >>> slow_ranks([0.05, 0.25])
     [1]
+    >>> slow_ranks([2.0, 2.2])
+    [1]
     """
     median = statistics.median_low(seconds)
-    limit = median + max(_SECONDS, _SHARE_OF_MEDIAN * median)
+    above = max(_LEAST_SECONDS, min(_SHARE * median, _MOST_SECONDS), _SHARE_OF_LONG * median)
+    limit = median + above
     return [one for one, own in enumerate(seconds) if own > limit]

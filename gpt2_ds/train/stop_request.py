@@ -8,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 
 from gpt2_ds.config.process import Process, launchers
-from gpt2_ds.config.supervisor import STOP_SIGNALS, is_supervised
+from gpt2_ds.config.supervisor import is_supervised, stop_signals
 
 LAUNCHER_GONE = "the launcher is gone"
 _PERIOD_SECONDS = 1.0
@@ -27,6 +27,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._reason: str | None = None
+        self._signals = stop_signals()
         parent = Process.find(os.getppid())
         if parent is not None and is_supervised():  # it ends this rank when it ends itself
             parent = parent.parent()
@@ -39,7 +40,7 @@ class StopRequest:
         return self._reason
 
     def __enter__(self) -> StopRequest:
-        for number in STOP_SIGNALS:
+        for number in self._signals:
             signal.signal(number, self._record)
         if self._watched:
             threading.Thread(target=self._watch, name="launcher watch", daemon=True).start()
@@ -51,7 +52,7 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number in STOP_SIGNALS:
+        for number in self._signals:
             # No SIG_IGN: processes that this one starts would inherit it.
             signal.signal(number, _do_nothing)
         self._left.set()

@@ -142,10 +142,8 @@ class Watchdog:
             A sentence that names the rank; None when all live, or the error came from elsewhere.
         """
         self._broken = True
-        from_elsewhere = isinstance(error, torch.OutOfMemoryError) or not isinstance(
-            error, RuntimeError
-        )
-        end = time.monotonic() + (0.0 if from_elsewhere else _WHAT_HAPPENED_SECONDS)
+        elsewhere = isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError)
+        end = time.monotonic() + (0.0 if elsewhere else _WHAT_HAPPENED_SECONDS)
         while True:
             if self._finding is not None and self._finding.kind != "hang":
                 self._told = True
@@ -268,7 +266,9 @@ class Watchdog:
     def _end_job(self, finding: Finding) -> None:
         if finding.kind == "hang":
             return self._end_hang(finding)
-        grace = _DEAD_GRACE_SECONDS if finding.kind == "dead" else _FAILED_GRACE_SECONDS
+        grace = _FAILED_GRACE_SECONDS
+        if finding.kind == "dead":  # NCCL raises nothing: its own thread may abort this process
+            grace = _DEAD_GRACE_SECONDS if dist.get_backend() == "gloo" else 0.0
         if not self._left.wait(grace) and not self._told:  # else the main thread ends, and says why
             self._print(finding, finding.sentence)
             os._exit(EXIT_RUN_FAILED)

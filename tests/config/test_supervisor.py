@@ -27,10 +27,11 @@ folder, restarts, *ends = sys.argv[1:]
 if "GPT2_DS_SUPERVISED" not in os.environ:
     (Path(folder) / "supervisor").write_text(str(os.getpid()))
 from gpt2_ds.config.supervisor import supervise
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 supervise(int(restarts))
 attempt = os.environ.get("GPT2_DS_SUPERVISED", "none")
 got = []
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, lambda number, frame: got.append(number))
 with open(Path(folder) / "attempts", "a") as file:
     file.write(f"{attempt} {os.getpid()} {time.monotonic()}\\n")
@@ -150,7 +151,7 @@ def test_a_rank_waits_until_rank_0_of_the_last_attempt_is_gone(tmp_path: Path) -
             assert rank.ends() == (0, [])
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_is_forwarded_and_ends_the_restarts(tmp_path: Path, name: str) -> None:
     with Supervised(tmp_path, 3, "wait") as rank:
         rank.wait_for_attempt(1)

@@ -1,24 +1,16 @@
-"""A rank that is stopped or slow is named; a job that cannot go on ends."""
+"""A rank that is stopped is named; a job that cannot go on ends."""
 
 from __future__ import annotations
 
-import io
 import os
 import platform
 import signal
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import gpt2_ds.train.loop as loop
-from gpt2_ds.train.ledger import read_ledger
 from tests.faults.jobs import job
-from tests.ranks import run_ranks
-from tests.small_run import metrics_of, small_corpus, small_plan
 
 TIMEOUT_SECONDS = 8  # starting takes several seconds on a busy machine
 LONG = ("schedule.total_tokens=2560000", "schedule.decay_tokens=2560000")
@@ -67,55 +59,3 @@ def test_every_stopped_rank(victim: int, template: str, data: Path, tmp_path: Pa
     seconds, _ = stopped_rank_is_named(data, tmp_path / "run", victim, template)
     assert TIMEOUT_SECONDS - 1 < seconds < TIMEOUT_SECONDS + 12
     print(f"\nSTOP of rank {victim}, {template}: named and gone after {seconds:.1f} s")
-
-
-class Slow:
-    """Each step takes one rank longer."""
-
-    def __init__(self, seconds: float, micro_steps: int) -> None:
-        self._plain, self._seconds = loop.window_loss, seconds / micro_steps
-
-    def __call__(self, *args: Any, **named: Any) -> torch.Tensor:
-        time.sleep(self._seconds)
-        return self._plain(*args, **named)
-
-
-def train_at(data: Path, run: Path, extra_seconds: float) -> str:
-    """What a run said in which rank 1 takes longer."""
-    from gpt2_ds.config.launcher import rank
-    from gpt2_ds.train.run import train
-
-    steps = ("schedule.total_tokens=5120", "schedule.decay_tokens=5120")  # 20
-    plan = small_plan(data, run, *steps, "evaluation.interval_steps=100", world_size=2)
-    plain, said = loop.window_loss, io.StringIO()
-    if rank() == 1:
-        loop.window_loss = Slow(extra_seconds, plan.derived.gradient_accumulation_steps)
-    try:
-        with redirect_stdout(said):
-            train(plan, small_corpus(data))
-    finally:
-        loop.window_loss = plain
-    return said.getvalue()
-
-
-def sound_and_slow(data: Path, folder: Path) -> list[str]:
-    return [train_at(data, folder / "sound", 0.0), train_at(data, folder / "slow", 0.2)]
-
-
-@pytest.mark.heavy
-def test_a_slow_rank_is_named_within_20_steps(data: Path, tmp_path: Path) -> None:
-    (sound, slow), _ = run_ranks(sound_and_slow, 2, tmp_path, data, tmp_path)
-    named = f"rank 1 on {platform.node()} takes 0.2"
-    assert slow.count(f"warning: {named}") == 1  # once, however long it stays slow
-    (event,) = slow_events(tmp_path / "slow")
-    assert event["reason"].startswith(named)
-    assert event["step"] <= 20
-    assert "median rank" not in sound
-    assert slow_events(tmp_path / "sound") == []
-    losses = [metrics_of(tmp_path / name, "step", "loss") for name in ("sound", "slow")]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 20
-
-
-def slow_events(run: Path) -> list[dict[str, Any]]:
-    return [line for line in read_ledger(run / "ledger.jsonl") if line["event"] == "slow_rank"]

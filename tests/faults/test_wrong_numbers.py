@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import gpt2_ds.train.checkpoint as checkpoint
 import gpt2_ds.train.loop as loop
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.train.arguments import StartOptions
@@ -153,7 +155,7 @@ def test_a_spike_is_written_down_and_a_step_replayed(data: Path, tmp_path: Path)
 
 
 def flipped_weight(data: Path, folder: Path) -> str:
-    """A bit of one rank's weights flips in the middle of the run."""
+    """A bit of one rank's weights flips in step 3, while step 2 is being written."""
     from gpt2_ds.config.launcher import rank
     from gpt2_ds.train.run import train
 
@@ -161,6 +163,7 @@ def flipped_weight(data: Path, folder: Path) -> str:
         data,
         folder / "run",
         "health.replica_check_interval_steps=2",
+        "checkpoint.interval_steps=2",
         template="zero0",
         world_size=2,
     )
@@ -175,13 +178,14 @@ def flipped_weight(data: Path, folder: Path) -> str:
                 weight.view(torch.int32)[3, 5] ^= 1 << 3
         return plain(engine, tokens, **named)
 
-    loop.window_loss = flipping
+    loop.window_loss, hash_file = flipping, checkpoint.hash_file
+    checkpoint.hash_file = lambda path: (time.sleep(0.5), hash_file(path))[1]  # the disk is slow
     try:
         train(plan, small_corpus(data))
     except RunError as error:
         return str(error)
     finally:
-        loop.window_loss = plain
+        loop.window_loss, checkpoint.hash_file = plain, hash_file
     return "no error"
 
 
@@ -194,3 +198,5 @@ def test_a_flipped_bit_names_its_rank(data: Path, tmp_path: Path) -> None:
     assert "leave that host out" in messages[0]
     events = [line["event"] for line in read_ledger(tmp_path / "run/ledger.jsonl")]
     assert "replica" in events
+    # What was being written is complete: its weights were compared before.
+    assert (tmp_path / "run/checkpoints/step_00000002/manifest.json").exists()

@@ -10,6 +10,7 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.train.probe import check_probe, probe_tokens
+from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_dataset, small_plan
 
 
@@ -40,3 +41,23 @@ def test_anything_else_stops_the_run(saved: float, loaded: float) -> None:
         "saved: these are not the weights of that step. Training stops before it harms the run; go "
         "back to the versions that environment.json names, or report this."
     )
+
+
+def _checked(losses: list[float]) -> tuple[str, bool]:
+    """The error of a rank, and whether rank 0 alone prints it."""
+    from gpt2_ds.config.launcher import rank
+
+    try:
+        check_probe(Path("c/step_1"), 2.0, losses[rank()])
+    except RunError as error:
+        return str(error), error.said_by_rank_0
+    return "no error", False
+
+
+def test_one_rank_with_another_loss_ends_all(tmp_path: Path) -> None:
+    zero, one = run_ranks(_checked, 2, tmp_path, [2.0, 2.5])
+    assert zero == one
+    assert zero[0].startswith(
+        "c/step_1/probe.npy: its loss is 2.500000 after loading on rank 1 and was 2.000000 when"
+    )
+    assert zero[1]

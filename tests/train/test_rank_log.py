@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 _RANK = """
 import os, sys
 from pathlib import Path
-from gpt2_ds.train.rank_log import keep_log
+from gpt2_ds.train.rank_log import keep_log, log_end
 if sys.argv[3] == "closed terminal":
     r, w = os.pipe(); os.close(r); os.dup2(w, 1)
 keep_log(Path(sys.argv[1]), int(sys.argv[2]))
@@ -26,10 +26,12 @@ print("error: no such", "thing", file=sys.stderr)
 os.system("echo from a library")
 sys.stdout.flush(); sys.stderr.flush()
 print("the end", file=sys.stderr, flush=True)
+log_end(3)
 os._exit(3)
 """
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d rank (\d+) \S+: ")
 LINES = ["step 1 loss 2.0", "half a line", "warning: slow", "error: no such thing", "the end"]
+END = "ends with exit code 3"
 
 
 def run(folder: Path, rank: int, how: str = "") -> subprocess.CompletedProcess[str]:
@@ -51,7 +53,7 @@ def test_rank_0_prints_to_the_terminal_and_into_the_log(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert sorted(done.stdout.splitlines()) == sorted([*LINES[:2], "from a library"])
     assert done.stderr.splitlines() == LINES[2:]
-    assert sorted(logged(tmp_path, 0)) == sorted(LINES)
+    assert sorted(logged(tmp_path, 0)) == sorted([*LINES, END])
 
 
 def test_of_other_ranks_the_terminal_shows_errors(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_of_other_ranks_the_terminal_shows_errors(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert (done.stdout, done.stderr) == ("", "error: no such thing\n")
     assert log_path(tmp_path, 12).name == "rank_00012.log"
-    assert sorted(logged(tmp_path, 12)) == sorted([*LINES, "from a library"])
+    assert sorted(logged(tmp_path, 12)) == sorted([*LINES, "from a library", END])
 
 
 @pytest.mark.parametrize("rank", [0, 3])

@@ -14,7 +14,10 @@ from gpt2_ds.train.rank_status import (
     find_hang,
 )
 
-RANKS = [RankProcess(rank, f"host{rank // 2}", "", Process(100 + rank, 1)) for rank in range(4)]
+RANKS = [
+    RankProcess(rank, f"host{rank // 2}", f"place{rank // 2}", Process(100 + rank, 1))
+    for rank in range(4)
+]
 GOING = Status(beat=9, step=7, marks=2, doing="averaging")
 
 
@@ -78,6 +81,17 @@ def test_of_those_that_wait_at_one_point_the_one_that_does_not_get_on_is_named()
         "hang",
         [2],
         "rank 2 on host1 (pid 102) hangs in step 7 while averaging: nothing was done for 31 s",
+    )
+
+
+def test_a_silent_rank_alone_on_its_host_is_to_be_ended_by_hand() -> None:
+    statuses = [idle(7, 2, 31.0), idle(7, 2, 31.0), idle(7, 2, 0.2)]
+    found = find_hang(RANKS[:3], statuses, [0.0, 0.5, 31.0], 30.0)
+    assert found is not None
+    assert found.sentence == (
+        "rank 2 on host1 (pid 102) is stopped or stuck: nothing was heard of it for 31 s, since "
+        "step 7 while averaging; no other rank is there to end it: `kill -9 102` on host1, if it "
+        "outlives the launcher"
     )
 
 

@@ -94,19 +94,40 @@ def deepspeed_commands(folder: Path) -> tuple[list[str | Path], list[str | Path]
     return [folder / "bin/deepspeed"], ["-u", "-m", "deepspeed.launcher.launch"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+@contextmanager
+def hangup(action: signal.Handlers) -> Iterator[None]:
+    """What processes started in this block do at SIGHUP: end, or nothing, as under nohup."""
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_the_first_signal_counts_and_no_other_does_harm(tmp_path: Path, name: str) -> None:
-    with rank_below(tmp_path) as (rank,):
+    with hangup(signal.SIG_DFL), rank_below(tmp_path) as (rank,):
         os.kill(rank.pid, signal.Signals[name])
         assert wait_for(tmp_path / "reason") == name
-        for other in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for other in ALL:
             os.kill(rank.pid, other)
         (tmp_path / "end").touch()
         wait_for(tmp_path / "left")
         assert (tmp_path / "last_reason").read_text() == name
-        for other in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for other in ALL:
             os.kill(rank.pid, other)  # late: it is leaving
         wait_for(tmp_path / "saved")
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason(tmp_path: Path) -> None:
+    with hangup(signal.SIG_IGN), rank_below(tmp_path) as (rank,):
+        os.kill(rank.pid, signal.SIGHUP)
+        time.sleep(0.5)
+        (tmp_path / "end").touch()
+        assert wait_for(tmp_path / "reason") == "None"
 
 
 def test_without_a_signal_there_is_no_reason(tmp_path: Path) -> None:
@@ -117,7 +138,7 @@ def test_without_a_signal_there_is_no_reason(tmp_path: Path) -> None:
 
 
 def test_a_process_started_inside_or_after_dies_of_a_signal() -> None:
-    before = {number: signal.getsignal(number) for number in (2, 10, 15)}
+    before = {number: signal.getsignal(number) for number in ALL}
     try:
         with StopRequest() as stop:
             assert stop.reason is None

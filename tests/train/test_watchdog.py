@@ -56,6 +56,22 @@ def test_a_killed_rank_is_named_where_nothing_else_notices(tmp_path: Path, victi
         assert sentence in said[0]
 
 
+def test_under_nccl_a_killed_rank_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own thread may abort the process soon after."""
+    monkeypatch.setenv("BACKEND", "nccl")
+    with Ranks(tmp_path, "apart", "hang") as ranks:
+        ranks.wait_for_step_3()
+        time.sleep(1.5)
+        ranks.send(1, signal.SIGKILL)
+        began = time.monotonic()
+        (code, error), _ = ranks.ends(seconds=15)
+        assert time.monotonic() - began < 2.5  # without the grace of 3 s for the main thread
+        assert code == 1
+        assert f"error: {named(ranks, 1)} was killed or died in step 3" in error
+
+
 @pytest.mark.parametrize(
     "deeds",
     [
@@ -109,6 +125,39 @@ def test_a_hanging_main_thread_is_named(tmp_path: Path) -> None:
         assert hangs in error
         assert "health.timeout_seconds is 5." in error
         assert "error" not in nothing
+
+
+def test_a_hanging_rank_alone_on_its_host_ends_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTS", "one each")
+    with Ranks(tmp_path, "run", "hang", timeout_seconds=TIMEOUT_SECONDS) as ranks:
+        ranks.wait_for_step_3()
+        (zero, error), (one, _) = ranks.ends(seconds=TIMEOUT_SECONDS + 10)
+        assert (zero, one) == (1, 1)
+        pid = (tmp_path / "rank1").read_text()
+        assert f"error: rank 1 on host1 (pid {pid}) hangs in step 3 while waiting" in error
+        for rank in (0, 1):
+            stacks = (tmp_path / f"logs/stacks_rank_0000{rank}.txt").read_text()
+            assert " in steps\n" in stacks
+
+
+def test_a_stopped_rank_alone_on_its_host_is_named_and_ends_once_it_is_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTS", "one each")
+    with Ranks(tmp_path, "run", "run", timeout_seconds=TIMEOUT_SECONDS) as ranks:
+        ranks.wait_for_step_3()
+        time.sleep(1.0)
+        ranks.send(1, signal.SIGSTOP)
+        assert ranks.processes[0].wait(TIMEOUT_SECONDS + 10) == 1
+        pid = (tmp_path / "rank1").read_text()
+        ranks.send(1, signal.SIGCONT)
+        (_, error), (one, _) = ranks.ends(seconds=20)
+        assert f"error: rank 1 on host1 (pid {pid}) is stopped or stuck" in error
+        ends = f"no other rank is there to end it: `kill -9 {pid}` on host1, if it outlives the"
+        assert ends in error
+        assert one == 1
 
 
 def test_all_hang_at_one_point(tmp_path: Path) -> None:
