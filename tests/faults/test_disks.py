@@ -139,7 +139,8 @@ def test_a_disk_that_is_full_from_the_start(disk: Disk, data: Path) -> None:
     with job(disk.folder, data, *SETTINGS, ranks=1) as started:
         said = failed(started, 60)
     if disk.mounted:
-        assert f"error: {disk.folder}: the disk is full. Free some space" in said
+        assert "error: free disk: 0 bytes for " in said
+        assert f"on the disk of {disk.folder}. Make room, or name another disk" in said
     else:
         assert f"{disk.folder}/checkpoints/step_00000015.tmp" in said
         assert "File too large" in said
