@@ -167,6 +167,9 @@ class Checkpoints:
         random = copy_state(_random_states())
         path = partial / f"random_rank_{rank():05d}.pt"
         work.append(lambda: save_state(random, path, pulse.beat))
+        # On NVMe DeepSpeed keeps rows there, and copies each rank's: who wrote a file syncs it.
+        swapped = partial / "offloaded_tensors" / f"rank{rank():02d}"
+        work.append(lambda: [each for each in swapped.rglob("*") if each.is_file()])
         if rank() == 0:
             work.append(lambda: self._small_files(partial))
         records = self._thread.submit(write, partial, work, pulse.beat)
@@ -211,8 +214,8 @@ class Checkpoints:
         for name in RUN_FILES:
             shutil.copyfile(self._plan.run_dir / name, partial / name)
         np.save(partial / PROBE_FILE, self._facts.probe)
-        # With what DeepSpeed put there itself: rows that it keeps on NVMe.
-        return [p for p in partial.rglob("*") if p.is_file() and p.suffix != ".pt"]
+        tokenizer = [each for each in (partial / "tokenizer").rglob("*") if each.is_file()]
+        return [*tokenizer, *(partial / name for name in (*RUN_FILES, PROBE_FILE))]
 
     def _complete(self, writing: _Writing, files: dict[str, FileRecord]) -> None:
         plan, progress = self._plan, writing.progress

@@ -295,7 +295,10 @@ def kept(bench: Bench) -> Found:
 
 def brought_to_the_disk(bench: Bench) -> Found:
     """What is synced, in order, by the name that it has then; and what takes its name, when."""
+    from gpt2_ds.train import checkpoint
+
     run, seen = bench.folder / "synced", []
+    catch_state = checkpoint.catch_state
     plain = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace}
 
     def fsync(file: int) -> None:
@@ -311,14 +314,22 @@ def brought_to_the_disk(bench: Bench) -> Found:
 
         return act
 
+    def with_rows(engine: Any, folder: Path, keep: Any) -> None:
+        """As with the optimizer on NVMe."""
+        catch_state(engine, folder, keep)
+        (folder / "offloaded_tensors/rank00").mkdir(parents=True)
+        (folder / "offloaded_tensors/rank00/0_1.tensor.swp").write_bytes(b"row")
+
     saver = bench.checkpoints("synced")
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     os.fsync, os.rename, os.replace = fsync, renamed("rename"), renamed("replace")
+    checkpoint.catch_state = with_rows
     try:
         saver.begin(progress(1))
         saver.finish()
     finally:
         os.fsync, os.rename, os.replace = plain["fsync"], plain["rename"], plain["replace"]
+        checkpoint.catch_state = catch_state
     saver.close()
     on_disk = (run / "checkpoints/step_00000001").rglob("*")
     names = [str(path.relative_to(run / "checkpoints/step_00000001")) for path in on_disk]
@@ -463,6 +474,7 @@ def test_all_is_on_the_disk_before_it_has_its_name(alone: dict[str, Found]) -> N
     manifest = before.index(f"-> {partial}/manifest.json")
     wanted = {f"{partial}/{name}" for name in names} - {f"{partial}/manifest.json"}
     assert {"tokenizer", "tokenizer/words", "probe.npy"} <= set(names)
+    assert "offloaded_tensors/rank00/0_1.tensor.swp" in names
     assert wanted | {partial, ".", "metrics.jsonl"} <= set(before[:manifest])
     assert before[manifest:] == [f"-> {partial}/manifest.json", partial]
     assert after[0] == "checkpoints"

@@ -94,8 +94,8 @@ def test_saving_stands_still_for_less_than_a_hundredth_of_ten_minutes(tmp_path: 
     behind = copying + commit
     print(
         f"\nsaving gpt2_124m ({found['gigabytes'][0]:.2f} GB): training stands still for "
-        f"{copying:.2f} s to copy and {commit:.2f} s to commit and prune ({behind / 6:.2f} % of 10 "
-        f"minutes) written behind, {waiting:.2f} s otherwise; what runs meanwhile loses "
+        f"{copying:.2f} s to begin and {commit:.2f} s to commit and prune ({behind / 6:.2f} % of "
+        f"10 minutes) written behind, {waiting:.2f} s otherwise; what runs meanwhile loses "
         f"{slowed:.2f} s"
     )
     assert behind < 6.0
