@@ -12,5 +12,5 @@ test: ## everything but the timing bounds
 benchmark: ## timing bounds; alone, on a quiet machine
 	python -m pytest -m benchmark
 
-faults: ## the long matrix of kills, signals and damage; most of an hour
-	python -m pytest -m faults -s
+faults: ## the long matrix of kills, signals and damage, and its table; an hour
+	python -m pytest -m "faults or matrix"

@@ -176,6 +176,14 @@ def job(*args: Any, **named: Any) -> Iterator[Job]:
         started.kill()
 
 
+def gone(started: Job, seconds: float = 30.0) -> None:
+    """Wait until no process of a job is left."""
+    end = time.monotonic() + seconds
+    while left := started.left():
+        assert time.monotonic() < end, (left, started.text())
+        time.sleep(0.05)
+
+
 def newest_step(run_dir: Path) -> int:
     """The last step in the metrics; 0 when there is none."""
     if not (run_dir / "metrics.jsonl").exists():

@@ -128,6 +128,7 @@ def damaged_in_every_way(
 
 
 @pytest.mark.heavy
+@pytest.mark.matrix
 def test_damage_is_found_and_the_checkpoint_before_taken(data: Path, tmp_path: Path) -> None:
     (wrong,) = run_ranks(damaged_in_every_way, 1, tmp_path, data, tmp_path, 100, 7)
     assert wrong == []

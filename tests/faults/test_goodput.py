@@ -12,6 +12,7 @@ from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.ledger import read_ledger
 from tests.conftest import REPOSITORY
+from tests.faults.conftest import Row
 from tests.faults.jobs import job, newest_step
 from tests.small_run import SETTINGS, metrics_of
 
@@ -43,7 +44,7 @@ def useful_seconds(run: Path) -> float:
 
 
 @pytest.mark.faults
-def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
+def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path, row: Row) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     prepare(["python-stdlib"], data, load_tokenizer("bytes"), validation_fraction=0.05)
     settings = (
@@ -70,11 +71,11 @@ def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path) -> None:
             kills += 1
     total = time.monotonic() - began
     useful = useful_seconds(run)
-    print(
-        f"\ngoodput, quickstart, 2 ranks, {kills} kills: {useful:.1f} s useful of {total:.1f} s, "
-        f"goodput {useful / total:.3f}, restart to first step "
-        f"{', '.join(f'{seconds:.1f}' for seconds in restarts)} s"
+    row.figure(
+        f"{kills} kills: {useful / total:.3f}, validations counted as useful ({useful:.0f} of "
+        f"{total:.0f} s)"
     )
+    row.figure(f"restart to first step {', '.join(f'{seconds:.1f}' for seconds in restarts)} s")
     assert kills == 2
     assert starts_of(run)[1:] == [1000, 2000]
     assert max(restarts) < 60

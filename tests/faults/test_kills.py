@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.train.ledger import read_ledger
+from tests.faults.conftest import Row
 from tests.faults.jobs import curve_of, job, losses_of, newest_step
 from tests.small_run import metrics_of
 
@@ -27,19 +28,20 @@ def length(steps: int) -> tuple[str, ...]:
 
 def killed_again_and_again(
     data: Path, folder: Path, template: str, kills: int, steps: int, seed: int
-) -> dict[str, float]:
+) -> dict[str, int]:
     """Kill `kills` times at random moments around saves; then let the run end."""
     chance = random.Random(seed)
     settings = (*SAVES, *length(steps))
     with job(folder / "unbroken", data, *settings, template=template) as unbroken:
         assert unbroken.wait(600) == [0, 0], unbroken.text()
-    broken, at_steps = folder / "broken", []
+    broken, at_steps, in_saves = folder / "broken", [], 0
     for _ in range(kills):
         begun = newest_step(broken)
         with job(broken, data, *settings, template=template) as started:
             started.until_step(begun + 1)
             time.sleep(chance.uniform(0.0, 0.4))
             started.kill()
+        in_saves += bool(list((broken / "checkpoints").glob("*.tmp")))  # one was half written
         at_steps.append(newest_step(broken))
     assert at_steps[-1] < steps, "the run must not end before the last kill"
     with job(broken, data, *settings, template=template) as last:
@@ -50,7 +52,7 @@ def killed_again_and_again(
         assert curve == pytest.approx(dict(metrics_of(broken, "step", name)), rel=1e-6)
     resumes = [line for line in read_ledger(broken / "ledger.jsonl") if line["event"] == "resume"]
     assert not list((broken / "checkpoints").glob("*.tmp"))
-    return {"kills": kills, "resumes": len(resumes), "steps": steps}
+    return {"kills": kills, "in saves": in_saves, "resumes": len(resumes), "steps": steps}
 
 
 @pytest.mark.heavy
@@ -61,10 +63,13 @@ def test_killed_three_times(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("template, seed", [("zero0", 1), ("zero1", 2), ("zero2", 3), ("zero3", 4)])
-def test_killed_fifty_times(template: str, seed: int, data: Path, tmp_path: Path) -> None:
+def test_killed_fifty_times(template: str, seed: int, data: Path, tmp_path: Path, row: Row) -> None:
     kills = 13 if seed > 2 else 12  # fifty in all
     found = killed_again_and_again(data, tmp_path, template, kills, steps=600, seed=seed)
-    print(f"\nkills of all ranks, {template}: {found}")
+    row.figure(
+        f"{template}: {found['kills']} kills, {found['in saves']} of them in a save, "
+        f"{found['resumes']} resumes"
+    )
 
 
 @pytest.mark.faults

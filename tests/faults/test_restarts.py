@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,24 +12,15 @@ import pytest
 
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from gpt2_ds.train.ledger import read_ledger
-from tests.faults.jobs import Job, job, losses_of, newest_step
+from tests.faults.jobs import Job, gone, job, losses_of, newest_step
 from tests.faults.test_kills import SAVES, length
-from tests.faults.test_signals import LONG
+from tests.faults.test_signals import LONG, RARE
 
 RESTARTS = ("--restarts", "2")
-RARE = (*LONG, "evaluation.interval_steps=1000", "checkpoint.interval_steps=1000")
 
 
 def events_of(run: Path, event: str) -> list[str]:
     return [line["reason"] for line in read_ledger(run / "ledger.jsonl") if line["event"] == event]
-
-
-def gone(started: Job, seconds: float = 30.0) -> None:
-    """Wait until no process of a job is left."""
-    end = time.monotonic() + seconds
-    while left := started.left():
-        assert time.monotonic() < end, (left, started.text())
-        time.sleep(0.05)
 
 
 def killed_and_restarted(
@@ -91,7 +81,7 @@ def ended_and_saved(
     number: signal.Signals,
 ) -> tuple[int, str]:
     """Send a signal; exit code and the reason of the stop, once all have saved and are gone."""
-    with job(run, data, *RARE, words=words, deepspeed=True) as started:
+    with job(run, data, *LONG, *RARE, words=words, deepspeed=True) as started:
         started.until_step(3)
         os.kill(victim(started), number)
         (code,) = started.wait(60)

@@ -16,6 +16,7 @@ import torch
 import gpt2_ds.train.loop as loop
 from gpt2_ds.train.ledger import read_ledger
 from tests.conftest import REPOSITORY
+from tests.faults.conftest import Row
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan
 
@@ -97,8 +98,9 @@ def slow_events(run: Path) -> list[dict[str, Any]]:
 
 def named_within_20_steps(
     data: Path, folder: Path, cases: list[tuple[str, str, float, float]]
-) -> None:
-    """Rank 1 is named in each case with extra seconds, once and with their number."""
+) -> list[int]:
+    """Rank 1 is named in each case with extra seconds, once and with their number; after which."""
+    steps = []
     for i, (stage, *_) in enumerate(cases):
         write_template(stage, folder / f"{i}")
     found, _ = run_ranks(each, 2, folder, data, folder, cases)
@@ -114,6 +116,8 @@ def named_within_20_steps(
         assert event["reason"].startswith(named)
         assert 0.10 < float(event["reason"].split(" takes ")[1].split()[0]) < 0.30, event
         assert event["step"] <= 20
+        steps.append(event["step"])
+    return steps
 
 
 @pytest.mark.heavy
@@ -131,7 +135,10 @@ def test_a_slow_rank_is_named_within_20_steps(data: Path, tmp_path: Path) -> Non
 
 @pytest.mark.faults
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
-def test_a_slow_rank_is_named_at_every_stage(stage: str, data: Path, tmp_path: Path) -> None:
+def test_a_slow_rank_is_named_at_every_stage(
+    stage: str, data: Path, tmp_path: Path, row: Row
+) -> None:
     cases = [(stage, place, 0.0, 0.2) for place in PLACES]
     cases += [(stage, "forward", 1.0, 0.0), (stage, "backward", 1.0, 0.2)]
-    named_within_20_steps(data, tmp_path, cases)
+    steps = named_within_20_steps(data, tmp_path, cases)
+    row.figure(f"{stage}: {len(steps)} of 4 named after step {', '.join(map(str, steps))}")
