@@ -6,7 +6,7 @@ check: ## format, lint, types, quick tests
 	mypy
 	python -m pytest -q -m "not heavy and not benchmark and not faults"
 
-test: ## everything but the timing bounds
+test: ## everything but the timing bounds and the long matrix
 	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 benchmark: ## timing bounds; alone, on a quiet machine

@@ -2,9 +2,9 @@
 
 examples:
   python launch/checkpoints.py list --run runs/quickstart
-  python launch/checkpoints.py verify --run runs/quickstart --step 400
+  python launch/checkpoints.py verify --run runs/quickstart --step 600
   python launch/checkpoints.py prune --run runs/quickstart --keep-last 1 --dry-run
-  python launch/checkpoints.py reshard --run runs/quickstart --out runs/universal/step_400
+  python launch/checkpoints.py reshard --run runs/quickstart --out runs/universal/step_700
 """
 
 import argparse

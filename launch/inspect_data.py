@@ -1,9 +1,9 @@
 """Look at a dataset: whether it is as it was written, what is in it, what a step reads of it.
 
 examples:
-  python launch/inspect_data.py verify data/python-stdlib
-  python launch/inspect_data.py stats data/python-stdlib --samples 3
-  python launch/inspect_data.py diff data/python-stdlib /backup/python-stdlib
+  python launch/inspect_data.py verify data/python_stdlib
+  python launch/inspect_data.py stats data/python_stdlib --samples 3
+  python launch/inspect_data.py diff data/python_stdlib /backup/python_stdlib
   python launch/inspect_data.py where --recipe recipes/quickstart.yaml --step 100
   python launch/inspect_data.py fetch s3://bucket/fineweb --out data/fineweb
 """

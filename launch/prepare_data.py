@@ -1,7 +1,7 @@
 """Turn text into a dataset of token shards that training reads without a network.
 
 examples:
-  python launch/prepare_data.py python-stdlib --tokenizer bytes --out data/python-stdlib
+  python launch/prepare_data.py python-stdlib --tokenizer bytes --out data/python_stdlib
   python launch/prepare_data.py books/ web.jsonl "more/*.jsonl.gz" --out data/mine --workers 8
   zcat web.jsonl.gz | python launch/prepare_data.py - --deduplicate --out data/web
   python launch/prepare_data.py hf:wikimedia/wikipedia --config 20231101.en --out data/wikipedia

@@ -231,8 +231,8 @@ class CheckpointSection(Section):
     training waits until all is written."""
     copy_to: Annotated[str, Field(min_length=1)] | None = None
     """Address of a folder, s3://, gs:// or a path; COPY_TO/<name of the run directory> gets copies
-    of the checkpoints (of those that come while one is sent, the newest), and a run whose own
-    folder holds none goes on from there. Two runs need two names."""
+    of the checkpoints (of those that come while one is sent, the newest), and a run goes on from
+    there where its own are older, damaged or gone. Two runs need two names."""
 
 
 class LoggingSection(Section):

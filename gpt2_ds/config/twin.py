@@ -19,9 +19,9 @@ def twin_values(recipe: Recipe, ranks: int) -> dict[str, Any]:
     """The recipe at 0.95M parameters and 50 full steps, on Python's standard library.
 
     What stays is what a rehearsal is for: template, precision, activation checkpointing, optimizer,
-    dropout, document mask, lanes, the shape of the schedule, a ramp, accumulation, and how often
-    it validates and saves, though no more than every ten steps. Several sources become one. Nothing
-    is compiled, and no copies of checkpoints are sent away.
+    dropout, document mask, lanes, the shape of the schedule, a ramp (of one stair), accumulation
+    (of two or more), and how often it validates and saves, though no more than every ten steps.
+    Several sources become one. Nothing is compiled, and no copies of checkpoints are sent away.
 
     Args:
         recipe: the large one.
@@ -66,11 +66,12 @@ def twin_values(recipe: Recipe, ranks: int) -> dict[str, Any]:
 
 def _batch(recipe: Recipe, ranks: int) -> BatchSection:
     ramp = recipe.batch.ramp
-    full_tokens = round_up(_SEQUENCES, 2 * ranks) * _SEQ_LENGTH
+    sequences = round_up(_SEQUENCES, 2 * ranks)
+    full_tokens = sequences * _SEQ_LENGTH
     share = _STEPS * full_tokens / recipe.schedule.total_tokens
     return BatchSection(
         global_batch_tokens=full_tokens,
-        micro_batch_size=2,
+        micro_batch_size=2 if sequences >= 4 * ranks else 1,
         ramp=ramp
         and RampSection(
             start_tokens=full_tokens // 2,

@@ -94,7 +94,8 @@ def _heading(found: Settings, cluster: Cluster) -> str:
     )
     if found.suited:
         changed = ", ".join(found.suited)
-        text += f"\nChanged, for {cluster.count} ranks cannot share the recipe's: {changed}."
+        why = f"because {cluster.count} ranks cannot share the recipe's batches evenly"
+        text += f"\nChanged, {why}: {changed}."
     return text
 
 
@@ -136,12 +137,16 @@ def _memory_table(found: Settings, cluster: Cluster) -> str:
         )
     limit = _gib(cluster.gpu.memory_bytes), _gib(cluster.gpu.node_memory_bytes)
     rows.append(["there is", "", *("" for _ in _PARTS), limit[0], "", limit[1], ""])
-    return _table(rows) + "\n(host and NVMe: GiB of one machine)"
+    return (
+        _table(rows)
+        + "\n(host and NVMe: GiB of one machine; checkpointing: of activations. A setting "
+        "fits when 4 % stay free.)"
+    )
 
 
 def _time_table(found: Settings, cluster: Cluster, price: float | None) -> str:
     money = [] if price is None else ["USD"]
-    header = ["what fits", "step s", "of it waiting", "tokens/s", "MFU", "days", "GPU-hours"]
+    header = ["what fits", "step s", "waiting", "tokens/s", "MFU", "days", "GPU-hours"]
     rows = [[*header, *money]]
     for one in found.found:
         if not one.fits:
@@ -235,8 +240,8 @@ def _hint(one: Setting, cluster: Cluster) -> list[str]:
     ):
         return []
     return [
-        f"Logits take {_gib(device.logits)} GiB; --set model.loss_chunk_size=1024 spares nearly "
-        "all of it for one more pass through the head."
+        f"Logits take {_gib(device.logits)} GiB; --set model.loss_chunk_size=1024 saves nearly "
+        "all of it and costs one more pass through the head."
     ]
 
 

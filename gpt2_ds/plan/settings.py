@@ -173,8 +173,8 @@ def _check_partition(plan: RunPlan, cluster: Cluster) -> None:
     if hpz > 1 and (cluster.count % hpz or hpz >= cluster.count or hpz > cluster.node_ranks):
         raise user_error(
             f"{plan.template_file}: zero_optimization.zero_hpz_partition_size",
-            f"is {hpz}, which is no part of {cluster.count} ranks, {cluster.node_ranks} a machine",
-            "It is for several machines: set it to the GPUs of one.",
+            f"is {hpz}, and the job has {cluster.count} ranks, {cluster.node_ranks} a machine",
+            "It is for several machines: set it to the GPUs of one, or use ds_configs/zero3.json.",
         )
 
 

@@ -180,7 +180,7 @@ def test_what_was_changed_is_said_and_what_was_given_is_not_changed(
     assert run(words) == 0
     said = capsys.readouterr().out
     start = "batch.ramp.start_tokens=131072"
-    assert f"Changed, for 64 ranks cannot share the recipe's: {start}, " in said
+    assert f"Changed, because 64 ranks cannot share the recipe's batches evenly: {start}, " in said
     assert start in values_of(command_of(said), "--set")
     with pytest.raises(UserError, match=r"schedule\.total_tokens: 100000000000 "):
         run(f"{words} --set schedule.total_tokens=100_000_000_000")
@@ -196,7 +196,7 @@ def test_what_a_checkpoint_and_the_tokens_take(capsys: pytest.CaptureFixture[str
 
 
 def test_logits_that_take_much_are_said(capsys: pytest.CaptureFixture[str]) -> None:
-    hint = "GiB; --set model.loss_chunk_size=1024 spares nearly all of it"
+    hint = "GiB; --set model.loss_chunk_size=1024 saves nearly all of it"
     words = "--recipe recipes/gpt2_124m.yaml --gpus 8xH100-80"
     for more, hinted in (("", True), (" --set model.loss_chunk_size=1024", False)):
         assert run(words + more) == 0
@@ -313,10 +313,10 @@ def test_a_kind_of_gpu_that_nobody_published(capsys: pytest.CaptureFixture[str])
 def test_a_secondary_partition_larger_than_the_job() -> None:
     found = settings(Path("recipes/gpt2_124m.yaml"), parse_gpus("8xH100-80"))
     (why,) = [why for file, why in found.refused.items() if file.endswith("zero3_hpz.json")]
-    assert "is 8, which is no part of 8 ranks, 8 a machine" in why
+    assert "is 8, and the job has 8 ranks, 8 a machine" in why
     found = settings(Path("recipes/gpt2_124m.yaml"), parse_gpus("16xH100-80", node_gpus=4))
     (why,) = [why for file, why in found.refused.items() if file.endswith("zero3_hpz.json")]
-    assert "is 8, which is no part of 16 ranks, 4 a machine" in why
+    assert "is 8, and the job has 16 ranks, 4 a machine" in why
 
 
 def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
