@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.train.checkpoint_manifest import CheckpointManifest, step_folders, step_name
 from gpt2_ds.train.copies import remote_of
@@ -65,7 +65,7 @@ def _copies(plan: RunPlan, moved: Callable[[], None], can_do_without: bool) -> l
         return []
     try:
         return [Candidate(step, is_copy=True) for step in remote_of(plan, moved).complete()]
-    except (UserError, RunError) as error:
+    except RunError as error:
         if not can_do_without:
             raise
         warn(f"{error} Going on from this disk; whether there are newer copies is not known.")
@@ -79,8 +79,9 @@ def _refuse_lost(plan: RunPlan) -> None:
         RunError: something in the run directory says that it has.
     """
     saved = ""
-    interval = plan.recipe.checkpoint.interval_steps
+    interval = plan.recipe.checkpoint.interval_steps  # or that of a job before, if it was larger
     for line in read_ledger(plan.run_dir / "ledger.jsonl"):
+        interval = max(interval, line.get("checkpoint_interval_steps", 0))
         if line.get("event") in ("resume", "done") or (
             line.get("event") == "stop" and line["step"]
         ):
@@ -105,10 +106,6 @@ def _last_step(plan: RunPlan) -> int:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 last = max(last, int(json.loads(line)["step"]))
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-            ):  # a line that a killed process left unfinished
-                continue
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that a killed process left unfinished
     return last

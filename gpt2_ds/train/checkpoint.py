@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
@@ -106,14 +106,20 @@ class Checkpoints:
         engine: whose state is saved.
         facts: of the run.
         goes_on: hears of every part that is written, and of waiting for other ranks.
+        behind: hears of every part that is written while the other ranks may wait for it.
     """
 
     def __init__(
-        self, plan: RunPlan, engine: Any, facts: RunFacts, goes_on: GoesOn = lambda doing: None
+        self,
+        plan: RunPlan,
+        engine: Any,
+        facts: RunFacts,
+        goes_on: GoesOn = lambda doing: None,
+        behind: GoesOn = lambda doing: None,
     ) -> None:
         self._plan, self._engine, self._facts = plan, engine, facts
         self._folder = plan.run_dir / "checkpoints"
-        self._goes_on = goes_on
+        self._goes_on, self._behind = goes_on, behind
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._buffers = Buffers()  # of the checkpoint before; it is written by then
         self._writing: _Writing | None = None
@@ -140,11 +146,14 @@ class Checkpoints:
             sync(self._folder.parent)
 
         probe_loss = self._facts.probe_loss()
-        if not math.isfinite(probe_loss):
-            raise RunError(
-                f"{self._plan.run_dir}: after step {progress.step} the loss of the probe batch is "
-                f"{probe_loss}: these weights are lost, and are not saved. The last checkpoint is "
-                "untouched; lower optimizer.lr, or look at the samples of the last steps."
+        if broken := [loss for loss in gathered(probe_loss) if not math.isfinite(loss)]:
+            raise agreed(
+                RunError(
+                    f"{self._plan.run_dir}: after step {progress.step} the loss of the probe batch "
+                    f"is {broken[0]}: these weights are lost, and are not saved. The last "
+                    "checkpoint is untouched; lower optimizer.lr, or look at the samples of the "
+                    "last steps."
+                )
             )
         by_rank_0(fresh_folder, Pulse(self._goes_on, f"making {partial}"))
         self._goes_on("saving")
@@ -157,9 +166,9 @@ class Checkpoints:
                 copied = copy_state(state, self._buffers)
                 work.append(lambda: save_state(copied, path, pulse.beat))
             else:
-                doing = f"writing {path}"
-                self._goes_on(doing)  # a rank that hangs in it has come less far than the others
-                work.append(done_now(lambda: save_state(state, path, lambda: self._goes_on(doing))))
+                doing = f"writing {path}"  # ranks write different numbers of files
+                self._behind(doing)
+                work.append(done_now(lambda: save_state(state, path, lambda: self._behind(doing))))
                 self._goes_on("saving")
 
         self._buffers.reuse()
@@ -202,7 +211,7 @@ class Checkpoints:
         mine = writing.records.result()
         files = {name: record for part in gathered(mine) for name, record in part.items()}
         pulse = Pulse(self._goes_on, f"completing {writing.partial.with_suffix('')}")
-        by_rank_0(lambda: self._complete(writing, files), pulse)
+        by_rank_0(lambda: self._complete(writing, files, pulse.beat), pulse)
         self.last_saved = writing.progress.step
 
     def close(self) -> None:
@@ -217,7 +226,9 @@ class Checkpoints:
         tokenizer = [each for each in (partial / "tokenizer").rglob("*") if each.is_file()]
         return [*tokenizer, *(partial / name for name in (*RUN_FILES, PROBE_FILE))]
 
-    def _complete(self, writing: _Writing, files: dict[str, FileRecord]) -> None:
+    def _complete(
+        self, writing: _Writing, files: dict[str, FileRecord], moved: Callable[[], None]
+    ) -> None:
         plan, progress = self._plan, writing.progress
         tokens_seen = progress.samples_seen * plan.recipe.data.seq_length
         manifest = CheckpointManifest(
@@ -246,11 +257,11 @@ class Checkpoints:
         writing.partial.rename(final)
         sync(self._folder)
         write_text(self._folder / "latest", final.name)  # for DeepSpeed's own tools
-        gone = self._prune()
+        gone = self._prune(moved)
         if self._facts.uploader is not None:
             self._facts.uploader.submit(final, gone)
 
-    def _prune(self) -> set[int]:
+    def _prune(self, moved: Callable[[], None]) -> set[int]:
         """Delete what the recipe does not keep; the steps that are gone."""
         try:
             found = complete_checkpoints(self._plan.run_dir)
@@ -265,6 +276,7 @@ class Checkpoints:
             try:
                 if complete[step] != uploading:
                     delete(complete[step])
+                    moved()
             except OSError as error:
                 say(f"warning: {file_trouble(error)}")
         return gone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
@@ -13,7 +12,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_needs import check_needs
 from gpt2_ds.data.corpus import Corpus
-from gpt2_ds.parallel.agreement import gathered, totals
+from gpt2_ds.parallel.agreement import Pulse, gathered, until_all
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.process_group import device_title, local_device, supports
 from gpt2_ds.train.health import stop_reasons
@@ -21,8 +20,6 @@ from gpt2_ds.train.preflight.fast import fast_checks
 from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.terminal import say
 from gpt2_ds.train.watchdog import Watchdog
-
-_POLL_SECONDS = 0.1
 
 
 def check_together(
@@ -63,24 +60,11 @@ def verify_together(corpus: Corpus, watchdog: Watchdog, stop: StopRequest) -> No
         UserError: a shard is damaged, or the ranks see different datasets at one path.
     """
     faults: tuple[Fault, ...] = ()
-    read = 0
-
-    def shard_done() -> None:
-        nonlocal read
-        read += 1
-
+    pulse = Pulse(watchdog.goes_on, "checking data")
     verifying = ThreadPoolExecutor(1, "verify").submit(
-        corpus.verify, rank(), world_size(), shard_done
+        corpus.verify, rank(), world_size(), pulse.beat
     )
-    seen = -1.0
-    while True:
-        ended, shards = totals([verifying.done() or stop.reason is not None, read])
-        if ended == world_size():
-            break
-        if shards != seen:  # by all ranks, so that all mark alike: who only waits is not blamed
-            seen = shards
-            watchdog.mark(0, "checking data")
-        time.sleep(_POLL_SECONDS)
+    until_all(lambda: verifying.done() or stop.reason is not None, pulse)
     try:
         if verifying.done():
             verifying.result()

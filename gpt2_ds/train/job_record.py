@@ -23,15 +23,17 @@ def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
     tokens_seen = restored.progress.samples_seen * plan.recipe.data.seq_length
     ranks, stage = world_size(), plan.template.zero_optimization.stage
 
-    def note(event: Event, reason: str) -> None:
-        ledger.write(event, step=step, tokens_seen=tokens_seen, reason=reason)
+    def note(event: Event, reason: str, **more: int) -> None:
+        ledger.write(event, step=step, tokens_seen=tokens_seen, reason=reason, **more)
 
     for found in restored.passed_over:
         note("fall_back", found)
     if attempt() > 0:
         note("restart", f"attempt {attempt()} of this job after a failure")
     if manifest is None:
-        note("start", f"{ranks} ranks, ZeRO stage {stage}")
+        interval = plan.recipe.checkpoint.interval_steps  # see `candidates`
+        begins = f"{ranks} ranks, ZeRO stage {stage}"
+        note("start", begins, checkpoint_interval_steps=interval)
         return
     note("resume", f"from {step_name(step)}, {ranks} ranks, ZeRO stage {stage}")
     if manifest.world_size != ranks:

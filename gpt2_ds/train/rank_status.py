@@ -168,9 +168,11 @@ def find_hang(
         return None
     places = {one.rank: (statuses[one.rank].step, statuses[one.rank].marks) for one in here}
     last = [one for one in here if places[one.rank] == min(places.values())]
-    # Of those that wait for one another at one point, some may still get on.
-    last = [one for one in last if idle[one.rank] > timeout_seconds / 2] or last
     unheard = [one for one in here if silent_seconds[one.rank] > timeout_seconds]
+    # Of those that wait for one another at one point, some may still get on.
+    last = [one for one in last if idle[one.rank] > timeout_seconds / 2]
+    if not last and not unheard:
+        return None  # the others wait for a rank that gets on
     unheard = unheard or [one for one in last if silent_seconds[one.rank] > timeout_seconds / 4]
     if unheard:
         said = "; ".join(

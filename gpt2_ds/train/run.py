@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -108,10 +109,9 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
     # Collectives wait longer than the watchdog, which says which rank it is.
     device = join(1 + 2 * timeout / 60, meeting_seconds=max(60.0, min(timeout, _MEETING_SECONDS)))
     # From here on each signal is heard, and a rank or machine that dies is named.
-    with StopRequest() as stop, Watchdog(plan.run_dir, timeout) as watchdog:
-        with _explained(watchdog):
-            if check_together(plan, corpus, watchdog, stop, writes=options.replay_step is None):
-                return EXIT_PREEMPTED
+    with StopRequest() as stop, Watchdog(plan.run_dir, timeout) as watchdog, _explained(watchdog):
+        if check_together(plan, corpus, watchdog, stop, writes=options.replay_step is None):
+            return EXIT_PREEMPTED
         with nullcontext() if options.replay_step else _locked(plan):
             try:
                 with _explained(watchdog):
@@ -226,7 +226,15 @@ def _train(
             loader=loader,
             metrics=metrics,
             checkpoints=stack.enter_context(
-                closing(Checkpoints(plan, engine, facts, watchdog.goes_on))
+                closing(
+                    Checkpoints(
+                        plan,
+                        engine,
+                        facts,
+                        watchdog.goes_on,
+                        behind=partial(watchdog.goes_on, behind=True),
+                    )
+                )
             ),
             health=Health(plan, engine, samples, ledger, stop, watchdog, hosts),
             device=device,
@@ -236,11 +244,12 @@ def _train(
             replay(run, start, options.replay_step)
             return EXIT_DONE
         end = train_steps(run, start)
-        reasons = run.health.stop_reasons()
         owed = evaluation_owed(plan, metrics, end.step)
-        if end.step == plan.last_step:
-            until_all(lambda: uploader is None or uploader.idle, pulse)
-    if end.step == plan.last_step:
+        if end.step == plan.last_step and recipe.checkpoint.copy_to is not None:
+            until_all(lambda: stop.reason is not None or uploader is None or uploader.idle, pulse)
+            owed |= bool(run.health.stop_reasons())
+        reasons = run.health.stop_reasons()
+    if end.step == plan.last_step and not owed:
         finish_copy(plan, end.step, watchdog.goes_on)
     say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
     return note_end(plan, end, ledger, reasons, owed)

@@ -125,10 +125,11 @@ class Watchdog:
         last = self._mark
         self._mark = (step, last[1] + 1 if last[0] == step else 1, doing, time.monotonic())
 
-    def goes_on(self, doing: str) -> None:
-        """As `mark`, in the same step. Said again it is no other point: this one takes long."""
+    def goes_on(self, doing: str, behind: bool = False) -> None:
+        """As `mark`; said again it is no other point. Behind: others wait for it at the last."""
         step, marks, before, _ = self._mark
-        self._mark = (step, marks + (doing != before), doing, time.monotonic())
+        moved = 0 if doing == before else -1 if behind else 1
+        self._mark = (step, marks + moved, doing, time.monotonic())
 
     def what_happened(self, error: BaseException) -> str | None:
         """Which rank's end explains an error out of a collective; for the main thread.

@@ -193,6 +193,8 @@ if os.environ.get("RANK") == os.environ.get("HANGING_RANK"):
     [
         ("true", 1, "step_00000006.tmp/zero", 8, "writing {run}/checkpoints/step_00000006.tmp"),
         ("false", 1, "step_00000006.tmp/zero", 6, "writing {run}/checkpoints/step_00000006.tmp/"),
+        # Rank 0 writes one file more than the other, which waits for it.
+        ("false", 0, "step_00000006.tmp/zero", 6, "writing {run}/checkpoints/step_00000006.tmp/"),
         ("true", 0, "/latest.tmp", None, "completing {run}/checkpoints/step_00000003"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.train import candidates
 from gpt2_ds.train.candidates import find_candidates
@@ -62,6 +62,21 @@ def test_copies_that_cannot_be_asked_for(
     )
 
 
+def test_what_is_missing_here_is_said_though_this_disk_has_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end the job later, on rank 0 alone."""
+    plan = with_copies(tmp_path, 9)
+    save(plan.run_dir, 3)
+
+    def missing(plan: RunPlan, moved: object) -> None:
+        raise user_error("checkpoint.copy_to: s3://b", "needs s3fs", "pip install s3fs.")
+
+    monkeypatch.setattr(candidates, "remote_of", missing)
+    with pytest.raises(UserError, match="needs s3fs"):
+        found(plan)
+
+
 def lines(path: Path, *values: dict[str, object]) -> None:
     path.write_text("".join(f"{json.dumps(each)}\n" for each in values) + '{"torn')
 
@@ -99,6 +114,19 @@ def test_deepspeeds_latest_says_it(tmp_path: Path) -> None:
     (plan.run_dir / "checkpoints").mkdir(parents=True)
     (plan.run_dir / "checkpoints/latest").write_text(step_name(3))
     with pytest.raises(RunError, match=r"there were some: checkpoints/latest names one\. Restore"):
+        found(plan)
+
+
+def test_an_interval_that_was_longer_before_counts(tmp_path: Path) -> None:
+    """The first save never came, and now it is to come sooner."""
+    plan = small_plan("data", tmp_path / "run")  # saves every 3 steps
+    plan.run_dir.mkdir()
+    lines(plan.run_dir / "metrics.jsonl", *({"step": step} for step in range(1, 20)))
+    start = {"event": "start", "step": 0, "checkpoint_interval_steps": 10}
+    lines(plan.run_dir / "ledger.jsonl", start)
+    assert found(plan) == []
+    lines(plan.run_dir / "ledger.jsonl", start | {"checkpoint_interval_steps": 9})
+    with pytest.raises(RunError, match=r"has step 19, and one was saved every 9 steps"):
         found(plan)
 
 

@@ -19,7 +19,8 @@ from tests.train.watched_ranks import Ranks
 
 STALE = "a build of async_io died"
 
-# argv: run directory, timeout in seconds, the dataset, and how many of its shards a rank can read.
+# argv: run directory, timeout in seconds, the dataset, and how many of its shards a rank can read;
+# behind a blank, which rank comes to the end of them.
 _CHECKING = """
 import os, sys, time
 from pathlib import Path
@@ -33,10 +34,12 @@ run_dir, data = Path(sys.argv[1]), Path(sys.argv[3])
 
 def verify(self, part, parts, shard_done):
     (run_dir / f"rank{rank()}").write_text(str(os.getpid()))
-    for _ in range(int(sys.argv[4])):
+    readable, _, ends = sys.argv[4].partition(" ")
+    for _ in range(int(readable)):
         time.sleep(1)
         shard_done()
-    time.sleep(600)
+    if str(rank()) != ends:
+        time.sleep(600)
 
 Corpus.verify = verify
 timeout = f"health.timeout_seconds={sys.argv[2]}"
@@ -49,7 +52,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_dataset(tmp_path_factory.mktemp("data"))
 
 
-def checking(data: Path, run_dir: Path, shards: int = 0, timeout_seconds: float = 60) -> Ranks:
+def checking(
+    data: Path, run_dir: Path, shards: int | str = 0, timeout_seconds: float = 60
+) -> Ranks:
     run_dir.mkdir()
     words = (str(data), str(shards))
     return Ranks(run_dir, *words, timeout_seconds=timeout_seconds, code=_CHECKING)
@@ -135,6 +140,16 @@ def test_a_signal_ends_it_as_a_stop(data: Path, tmp_path: Path, number: signal.S
         f"Stopped before the first step (rank 0: {name}, rank 1: {name}). The same command "
         "begins again.\n"
     ) in said
+
+
+@pytest.mark.heavy
+def test_the_rank_whose_disk_hangs_is_named(data: Path, tmp_path: Path) -> None:
+    with checking(data, tmp_path / "run", shards="1 0", timeout_seconds=5) as ranks:
+        ended = ranks.ends(60)
+    assert [code for code, _ in ended] == [1, 1]
+    said = "".join(text for _, text in ended)
+    assert f"error: rank 1 on {platform.node()} (pid " in said
+    assert " hangs in step 0 while checking data: nothing was done for " in said
 
 
 @pytest.mark.heavy

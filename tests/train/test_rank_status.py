@@ -84,6 +84,14 @@ def test_of_those_that_wait_at_one_point_the_one_that_does_not_get_on_is_named()
     )
 
 
+def test_who_waits_for_a_rank_that_gets_on_does_not_hang() -> None:
+    """A slow disk: the others wait until all of a file is written."""
+    statuses = [idle(7, 2, 31.0), idle(7, 1, 0.1), idle(7, 2, 31.0), idle(7, 2, 31.0)]
+    assert hang(statuses, [0.0] * 4) is None
+    assert (found := hang(statuses, [0.0, 0.0, 31.0, 0.0])) is not None
+    assert found.ranks == [2]  # nothing is heard of it
+
+
 def test_a_silent_rank_alone_on_its_host_is_to_be_ended_by_hand() -> None:
     statuses = [idle(7, 2, 31.0), idle(7, 2, 31.0), idle(7, 2, 0.2)]
     found = find_hang(RANKS[:3], statuses, [0.0, 0.5, 31.0], 30.0)

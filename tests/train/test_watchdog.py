@@ -266,3 +266,20 @@ def test_the_same_words_again_are_no_other_point() -> None:
         (7, 3, "writing b"),
         (7, 4, "writing b"),
     ]
+
+
+def test_a_rank_is_behind_while_it_works_alone() -> None:
+    """Ranks write different numbers of files; afterwards all are at one point again."""
+    watchdog = Watchdog.__new__(Watchdog)
+    watchdog._mark = (7, 4, "saving", 0.0)
+    places = []
+    for doing, behind in (
+        ("a", True),
+        ("a", True),
+        ("saving", False),
+        ("b", True),
+        ("saving", False),
+    ):
+        watchdog.goes_on(f"writing {doing}" if behind else doing, behind=behind)
+        places.append(watchdog._mark[:2])
+    assert places == [(7, 3), (7, 3), (7, 4), (7, 3), (7, 4)]

@@ -44,8 +44,8 @@ def nothing_started_is_left() -> Iterator[None]:
     "deed, odd, says",
     [
         ("fails", 0, "NCCL error: no socket interface found"),
-        ("fails", 1, "did not end within 8 s"),  # rank 0 waits for the other
-        ("hangs", 1, "did not end within 8 s"),
+        ("fails", 1, "did not end within 9 s"),  # rank 0 waits for the other
+        ("hangs", 1, "did not end within 9 s"),
     ],
 )
 def test_a_network_that_does_not_work(tmp_path: Path, deed: str, odd: int, says: str) -> None:
