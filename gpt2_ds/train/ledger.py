@@ -117,7 +117,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     Args:
         path: ledger.jsonl. What a killed process left of a line is passed over.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     found = []
     for line in path.read_bytes().split(b"\n"):

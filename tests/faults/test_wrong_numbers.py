@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import gpt2_ds.train.checkpoint as checkpoint
+import gpt2_ds.train.checkpoint_file as checkpoint_file
 import gpt2_ds.train.loop as loop
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.train.arguments import StartOptions
@@ -178,14 +178,14 @@ def flipped_weight(data: Path, folder: Path) -> str:
                 weight.view(torch.int32)[3, 5] ^= 1 << 3
         return plain(engine, tokens, **named)
 
-    loop.window_loss, hash_file = flipping, checkpoint.hash_file
-    checkpoint.hash_file = lambda path: (time.sleep(0.5), hash_file(path))[1]  # the disk is slow
+    loop.window_loss, hash_file = flipping, checkpoint_file.hash_file
+    checkpoint_file.hash_file = lambda *words: (time.sleep(0.5), hash_file(*words))[1]  # slow disk
     try:
         train(plan, small_corpus(data))
     except RunError as error:
         return str(error)
     finally:
-        loop.window_loss, checkpoint.hash_file = plain, hash_file
+        loop.window_loss, checkpoint_file.hash_file = plain, hash_file
     return "no error"
 
 
