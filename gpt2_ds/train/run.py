@@ -245,10 +245,11 @@ def _train(
             return EXIT_DONE
         end = train_steps(run, start)
         owed = evaluation_owed(plan, metrics, end.step)
-        if end.step == plan.last_step and recipe.checkpoint.copy_to is not None:
+        copied = end.step == plan.last_step and recipe.checkpoint.copy_to is not None
+        if copied:
             until_all(lambda: stop.reason is not None or uploader is None or uploader.idle, pulse)
-            owed |= bool(run.health.stop_reasons())
         reasons = run.health.stop_reasons()
+        owed |= copied and bool(reasons)
     if end.step == plan.last_step and not owed:
         finish_copy(plan, end.step, watchdog.goes_on)
     say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
