@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,8 @@ SHARED = REPOSITORY.parent / "shared"  # text and vocabularies, where a machine 
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(REPOSITORY / ".torch_extensions"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if shutil.which("c++") and " " not in str(REPOSITORY):  # torch would cut its name there
+    os.environ.setdefault("CXX", str(REPOSITORY / "tests/c++"))
 
 
 @pytest.fixture

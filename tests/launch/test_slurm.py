@@ -154,8 +154,8 @@ def test_a_signal_before_the_ranks_have_met_requeues_too(nodes: SlurmNodes, tmp_
     output = tmp_path / "out"
     environment = fake_python(tmp_path / "bin", "kill -USR1 $$; sleep 60")
     number = nodes.submit(*FOUR_RANKS, f"--output={output}", "launch/slurm.sbatch", **environment)
-    until(lambda: nodes.job(number).get("Restarts") == "1", lambda: said(output))
-    assert nodes.state(number) == "PENDING"
+    until(lambda: nodes.state(number) == "PENDING" and nodes.idle(), lambda: said(output))
+    assert nodes.job(number)["Restarts"] == "1"
     assert "is to go back into the queue" in said(output)
     assert "could not" not in said(output)
     nodes.run("scancel", number)
