@@ -8,6 +8,7 @@ examples:
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def arguments() -> dict[str, object]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `checkpoints.py list ... | head` is no failure
     options = arguments()
     return options.pop("do")(**options)
 

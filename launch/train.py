@@ -1,5 +1,6 @@
 """Train a recipe: deepspeed launch/train.py --recipe recipes/quickstart.yaml."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main() -> int:
     options = StartOptions(args.strict, args.skip_samples, args.replay)
     options.check(plan.derived.steps)
     if args.dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `train.py --dry-run | head` is no failure
         if rank() == 0:
             print(describe(plan))
             if args.hostfile:
