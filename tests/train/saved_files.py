@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gpt2_ds.config.errors import UserError
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -49,6 +53,13 @@ def save(run_dir: Path, step: int, files: dict[str, bytes] | None = None, **more
     manifest = manifest_of(step, {name: hash_file(path / name) for name in files}, **more)
     (path / MANIFEST).write_text(seal(manifest))
     return path
+
+
+def refusal(call: Callable[[], object], kind: type[Exception] = UserError) -> str:
+    """The message that a call ends with."""
+    with pytest.raises(kind) as caught:
+        call()
+    return str(caught.value)
 
 
 def flip(path: Path) -> None:

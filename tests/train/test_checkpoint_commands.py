@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.train import checkpoint_commands
 from gpt2_ds.train.checkpoint_commands import leftovers, list_checkpoints, prune, reshard, verify
@@ -19,7 +19,7 @@ from gpt2_ds.train.checkpoint_manifest import MANIFEST, complete_checkpoints, st
 from gpt2_ds.train.retention import delete
 from gpt2_ds.train.run_lock import RunLock
 from tests.small_run import small_plan
-from tests.train.saved_files import FILES, contents, flip, save
+from tests.train.saved_files import FILES, contents, flip, refusal, save
 
 NONE = (
     "holds no complete checkpoint. "
@@ -44,12 +44,6 @@ def run_of(folder: Path, *steps: int, losses: dict[int, float] | None = None) ->
 
 def steps(run: Path) -> list[int]:
     return [manifest.step for _, manifest in complete_checkpoints(run)]
-
-
-def refusal(call: Callable[[], object], kind: type[Exception] = UserError) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    return str(caught.value)
 
 
 def test_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.config.errors import RunError
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,
     FileRecord,
-    check_resumable,
-    choose_checkpoint,
     complete_checkpoints,
     damaged_files,
     hash_file,
@@ -80,12 +76,6 @@ def test_a_cut_manifest_is_found(cut: int) -> None:
 
 def steps(run_dir: Path) -> list[int]:
     return [manifest.step for _, manifest in complete_checkpoints(run_dir)]
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    return str(caught.value)
 
 
 def test_the_hash_is_sha256(tmp_path: Path) -> None:
@@ -261,114 +251,3 @@ def test_parts_share_the_files(tmp_path: Path, parts: int) -> None:
     found = [damaged_files(path, manifest, part=part, parts=parts) for part in range(parts)]
     assert sorted(name for part in found for name in part) == sorted(FILES)
     assert max(map(len, found)) - min(map(len, found)) <= 1
-
-
-def test_the_newest_or_the_asked_one_is_chosen(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        save(tmp_path, step)
-    assert choose_checkpoint(tmp_path, None)[1].step == 3
-    path, manifest = choose_checkpoint(tmp_path, 2)
-    assert (path.name, manifest.step) == (step_name(2), 2)
-
-
-def test_there_is_none(tmp_path: Path) -> None:
-    for step in (None, 3):
-        assert refusal(lambda step=step: choose_checkpoint(tmp_path / "no", step)) == (
-            f"--run {tmp_path}/no: holds no complete checkpoint. "
-            "Train first: deepspeed launch/train.py --recipe recipes/quickstart.yaml."
-        )
-
-
-def test_there_is_none_of_this_step(tmp_path: Path) -> None:
-    save(tmp_path, 3)
-    save(tmp_path, 6)
-    assert refusal(lambda: choose_checkpoint(tmp_path, 4)) == (
-        "--step 4: no checkpoint of this step. There are: 6, 3."
-    )
-
-
-def test_a_damaged_one_is_named_and_the_one_before_it_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save(tmp_path, 1)
-    flip(save(tmp_path, 2) / "b.pt")
-    assert choose_checkpoint(tmp_path, None)[1].step == 1
-    said = capsys.readouterr()
-    damaged = tmp_path / "checkpoints/step_00000002/b.pt"
-    assert said.err == f"warning: {damaged}: damaged; this checkpoint is left out\n"
-    assert said.out == ""  # the sample goes there
-    assert refusal(lambda: choose_checkpoint(tmp_path, 2)) == (
-        "--step 2: its checkpoint is damaged. Choose another step."
-    )
-    assert str(damaged) in capsys.readouterr().err
-    flip(tmp_path / "checkpoints/step_00000001/a.pt")
-    assert refusal(lambda: choose_checkpoint(tmp_path, None)) == (
-        f"--run {tmp_path}: every checkpoint is damaged. Restore a copy."
-    )
-
-
-@pytest.mark.parametrize("where", ["newest", "asked"])
-def test_a_damaged_manifest_is_named_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
-) -> None:
-    save(tmp_path, 1)
-    damaged = save(tmp_path, 2) / MANIFEST
-    flip(damaged)
-    if where == "newest":
-        assert choose_checkpoint(tmp_path, None)[1].step == 1
-    else:
-        assert refusal(lambda: choose_checkpoint(tmp_path, 2)) == (
-            "--step 2: its checkpoint is damaged. Choose another step."
-        )
-    said = capsys.readouterr().err
-    assert said == f"warning: {damaged}: damaged; this checkpoint is left out\n"
-
-
-def test_no_step_but_damaged_ones(tmp_path: Path) -> None:
-    flip(save(tmp_path, 2) / MANIFEST)
-    assert refusal(lambda: choose_checkpoint(tmp_path, 1)) == (
-        "--step 1: no checkpoint of this step. There are: none."
-    )
-
-
-def resumable(
-    dtype: str = "bf16",
-    recipe_fingerprint: str = "r" * 64,
-    data_fingerprint: str = "d" * 64,
-) -> None:
-    check_resumable(
-        Path("step"),
-        manifest_of(1, {}),
-        dtype=dtype,
-        recipe_fingerprint=recipe_fingerprint,
-        data_fingerprint=data_fingerprint,
-    )
-
-
-def test_the_same_job_may_go_on() -> None:
-    resumable()
-
-
-def test_another_recipe() -> None:
-    for message, given in (
-        (refusal(lambda: resumable(recipe_fingerprint="s" * 64)), "ssssssssssss, bf16"),
-        (refusal(lambda: resumable(dtype="fp32")), "rrrrrrrrrrrr, fp32"),
-    ):
-        assert message == (
-            "step: recipe_fingerprint: written by another recipe (rrrrrrrrrrrr, bf16) than "
-            f"this one ({given}). Train with the recipe of this run, or use another --run-dir."
-        )
-
-
-def test_other_data() -> None:
-    assert refusal(lambda: resumable(data_fingerprint="e" * 64)) == (
-        "step: data_fingerprint: this run has read dddddddddddd, and the recipe's data now is "
-        "eeeeeeeeeeee. Point data.path or data.sources at the data of this run, in its order; or "
-        "use another --run-dir."
-    )
-
-
-def test_a_copied_checkpoint_is_complete(tmp_path: Path) -> None:
-    save(tmp_path / "a", 1)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert choose_checkpoint(tmp_path / "b", 1)[1].step == 1

@@ -21,7 +21,7 @@ from gpt2_ds.train.checkpoint_manifest import (
     step_name,
 )
 from gpt2_ds.train.remote_checkpoints import UPLOADING, Damaged, RemoteCheckpoints
-from tests.train.saved_files import FILES, contents, flip, manifest_of, save
+from tests.train.saved_files import FILES, contents, flip, manifest_of, refusal, save
 
 
 def remote_of(address: object, attempts: int = 2) -> RemoteCheckpoints:
@@ -33,12 +33,6 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteCheckpoints:
     kinds = {"path": tmp_path / "away", "file": f"file://{tmp_path}/away/"}
     fsspec.filesystem("memory").rm("/", recursive=True)
     return remote_of(kinds.get(request.param, "memory://bucket/run"))
-
-
-def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    return str(caught.value)
 
 
 class Watched:
@@ -113,7 +107,7 @@ def test_an_upload_that_broke_off_goes_on(
     watched = Watched(remote)
     path = save(tmp_path, 1)
     watched.fail_after = fail_after
-    message = refusal(RunError, lambda: remote.upload(path))
+    message = refusal(lambda: remote.upload(path), RunError)
     assert (
         "the line is cut, at the last of 2 attempts. See whether this machine reaches it, then"
         in message
@@ -131,7 +125,7 @@ def test_a_half_sent_file_is_sent_again(tmp_path: Path) -> None:
     remote = remote_of(tmp_path / "away")
     watched, path = Watched(remote), save(tmp_path, 1)
     watched.fail_after = 3
-    refusal(RunError, lambda: remote.upload(path))
+    refusal(lambda: remote.upload(path), RunError)
     (tmp_path / "away" / step_name(1) / "b.pt").write_bytes(b"bet")
     watched.fail_after = 10**9
     remote.upload(path)
@@ -150,14 +144,14 @@ def test_another_checkpoint_of_the_same_step_and_sizes_replaces_it(
     watched.fail_after = fail_after
     first = save(tmp_path / "a", 1)
     if fail_after < 10**9:
-        refusal(RunError, lambda: remote.upload(first))
+        refusal(lambda: remote.upload(first), RunError)
         watched.fail_after = 10**9
     else:
         remote.upload(first)
     other = {name: content[::-1] for name, content in FILES.items()}
     second = save(tmp_path / "b", 1, other, created="later")
     watched.fail_after = len(watched.sent) + 2
-    refusal(RunError, lambda: remote.upload(second))
+    refusal(lambda: remote.upload(second), RunError)
     assert remote.complete() == []  # neither the old one nor a mixture
     watched.fail_after = 10**9
     remote.upload(second)
@@ -209,7 +203,7 @@ def test_a_damaged_copy_is_named(tmp_path: Path, kind: str) -> None:
     remote.upload(save(tmp_path / "a", 2))
     where = tmp_path / "away" / step_name(2)
     damage(where)
-    assert refusal(Damaged, lambda: remote.fetch(2, tmp_path / "b")).startswith(f"{where}/{said}")
+    assert refusal(lambda: remote.fetch(2, tmp_path / "b"), Damaged).startswith(f"{where}/{said}")
     assert complete_checkpoints(tmp_path / "b") == []
 
 
@@ -227,7 +221,7 @@ def test_a_copy_that_leads_out_of_its_folder_is_never_written(
     # An object store may hold a file of any name.
     monkeypatch.setattr(remote.files, "sizes", lambda _: {name: 500})
     monkeypatch.setattr(remote.files, "fetch", lambda _, path, __: fetched.append(path))
-    assert name in refusal(Damaged, lambda: remote.fetch(1, tmp_path / "b"))
+    assert name in refusal(lambda: remote.fetch(1, tmp_path / "b"), Damaged)
     assert fetched == []
 
 
@@ -256,7 +250,7 @@ def test_a_fetch_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         return whole(name, path, n_bytes)
 
     monkeypatch.setattr(remote.files, "fetch", fetch)
-    refusal(RunError, lambda: remote.fetch(1, tmp_path / "b"))
+    refusal(lambda: remote.fetch(1, tmp_path / "b"), RunError)
     assert complete_checkpoints(tmp_path / "b") == []
     assert len(fetched) == 2
     flip(tmp_path / "b/checkpoints" / f"{step_name(1)}.tmp" / "b.pt")
@@ -310,7 +304,7 @@ def test_pruning_keeps_the_asked_and_the_newest(remote: RemoteCheckpoints, tmp_p
         remote.upload(save(tmp_path, step))
     watched = Watched(remote)
     watched.fail_after = 2
-    refusal(RunError, lambda: remote.upload(save(tmp_path, 5)))
+    refusal(lambda: remote.upload(save(tmp_path, 5)), RunError)
     watched.removed.clear()
     remote.prune({2})
     assert remote.complete() == [4, 2]
@@ -337,21 +331,21 @@ def test_what_is_damaged_here_is_not_copied(tmp_path: Path) -> None:
     remote = remote_of(tmp_path / "away")
     path = save(tmp_path, 1)
     (path / "b.pt").write_bytes(b"short")
-    assert refusal(RunError, lambda: remote.upload(path)) == (
+    assert refusal(lambda: remote.upload(path), RunError) == (
         f"{tmp_path}/away/{step_name(1)}/b.pt: 5 bytes, expected 400 once it was copied."
     )
     (path / "b.pt").unlink()
     message = f"{path}/b.pt: not there; the checkpoint is not copied."
-    assert refusal(RunError, lambda: remote.upload(path)) == message
+    assert refusal(lambda: remote.upload(path), RunError) == message
     (path / "b.pt").symlink_to(tmp_path / "secret")
     (tmp_path / "secret").write_bytes(FILES["b.pt"])
-    assert refusal(RunError, lambda: remote.upload(path)) == message
+    assert refusal(lambda: remote.upload(path), RunError) == message
     flip(path / MANIFEST)
-    assert refusal(RunError, lambda: remote.upload(path)) == (
+    assert refusal(lambda: remote.upload(path), RunError) == (
         f"{path}/{MANIFEST}: damaged; the checkpoint is not copied."
     )
     (path / MANIFEST).unlink()
-    assert refusal(RunError, lambda: remote.upload(path)) == (
+    assert refusal(lambda: remote.upload(path), RunError) == (
         f"{path}/{MANIFEST}: No such file or directory; the checkpoint is not copied."
     )
     assert remote.complete() == []
@@ -359,11 +353,11 @@ def test_what_is_damaged_here_is_not_copied(tmp_path: Path) -> None:
 
 def test_addresses_that_cannot_be_used() -> None:
     for address in ("http://host/x", "https://me:secret@host/x?signature=1"):
-        message = refusal(UserError, lambda address=address: remote_of(address))
+        message = refusal(lambda address=address: remote_of(address), UserError)
         assert message.endswith(": cannot be written to. Give s3://, gs:// or a path.")
         assert "secret" not in message
         assert "signature" not in message
-    assert refusal(UserError, lambda: remote_of("s4://b/x")).startswith("s4://b/x: no kind of addr")
+    assert refusal(lambda: remote_of("s4://b/x")).startswith("s4://b/x: no kind of addr")
 
 
 def test_a_full_disk_here_is_said_and_not_tried_again(
@@ -380,14 +374,14 @@ def test_a_full_disk_here_is_said_and_not_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(remote_files, "write_all", refused)
-        message = refusal(RunError, lambda: remote.fetch(1, tmp_path / "b"))
+        message = refusal(lambda: remote.fetch(1, tmp_path / "b"), RunError)
     assert message == "the disk is full, in the middle of a file."
     monkeypatch.setattr(remote_checkpoints, "write_durably", full)
-    message = refusal(RunError, lambda: remote.fetch(1, tmp_path / "b"))
+    message = refusal(lambda: remote.fetch(1, tmp_path / "b"), RunError)
     assert "the disk is full" in message
     assert complete_checkpoints(tmp_path / "b") == []
     (tmp_path / "c").write_text("a file where the run should be")
-    assert refusal(RunError, lambda: remote.fetch(1, tmp_path / "c")).endswith(
+    assert refusal(lambda: remote.fetch(1, tmp_path / "c"), RunError).endswith(
         "cannot be written: Not a directory."
     )
     assert capsys.readouterr().err == ""
