@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt2_ds.plan.states import Memory
 from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+from gpt2_ds.train.preflight.verdicts import Check, Verdict, failed, ok, warning
 
 _SHM_BYTES = 1 << 30  # what NVIDIA's containers ask for
 _GIB = 1 << 30
+_FIXES = {
+    "Python": "Give all machines the same Python.",
+    "NCCL": "Install torch anew where it differs; see what LD_LIBRARY_PATH and LD_PRELOAD name.",
+}
 
 
 def gib(n_bytes: int) -> str:
@@ -74,12 +78,34 @@ def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
             name,
             facts,
             lambda each, name=name: each.versions[name],  # type: ignore[misc]
-            f"Install one version of {name} on all machines: pip install -r requirements.txt."
-            if name != "Python"
-            else "Give all machines the same Python.",
+            _FIXES.get(
+                name,
+                f"Install one version of {name} on all machines: pip install -r requirements.txt.",
+            ),
         )
         for name in facts[0].versions
     ]
+
+
+def gpus_alike(facts: Sequence[RankFacts]) -> list[Check]:
+    """Model and driver of the GPUs. A run can live with two, at the pace of the slower."""
+    if not any(each.device_model for each in facts):
+        return []
+    found = [
+        alike(
+            "GPU model",
+            facts,
+            lambda each: each.device_model,
+            "Leave the slower ones out: all wait for them in each step.",
+        ),
+        alike(
+            "GPU driver",
+            facts,
+            lambda each: each.driver or "none that it shows",
+            "Bring them to one release before you look for a slow or failing machine elsewhere.",
+        ),
+    ]
+    return [replace(each, verdict=Verdict.WARNING) if each.fix else each for each in found]
 
 
 def project_alike(facts: Sequence[RankFacts]) -> list[Check]:

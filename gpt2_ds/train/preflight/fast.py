@@ -13,7 +13,13 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.plan.states import model_states
 from gpt2_ds.train.preflight.clocks import clocks
-from gpt2_ds.train.preflight.comparisons import devices, memory, project_alike, versions_alike
+from gpt2_ds.train.preflight.comparisons import (
+    devices,
+    gpus_alike,
+    memory,
+    project_alike,
+    versions_alike,
+)
 from gpt2_ds.train.preflight.rank_facts import RankFacts
 from gpt2_ds.train.preflight.run_folder import room, run_folder
 from gpt2_ds.train.preflight.verdicts import Check, Verdict
@@ -58,6 +64,7 @@ def compare(facts: Sequence[RankFacts], plan: RunPlan) -> list[Check]:
     """
     return [
         *versions_alike(facts),
+        *gpus_alike(facts),
         *project_alike(facts),
         devices(facts),
         *memory(facts, model_states(plan).total),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from gpt2_ds.parallel.process_group import local_device
 from gpt2_ds.train.run_directory import git_commit, package_versions
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each, whatever a process is shown
 _MUST_BE_EQUAL = ("torch", "deepspeed", "numpy")
 
@@ -33,7 +35,7 @@ class RankFacts:
         host: its machine's name.
         node: the first rank of that machine: two machines may have one name.
         node_ranks: ranks on that machine.
-        versions: of Python and the packages that must be the same everywhere.
+        versions: of Python and the packages that must be the same everywhere; on GPUs, of NCCL.
         commit: of this project, and whether files differ from it; of a machine's first rank only.
         sources: sha256 over this project's code.
         recipe: sha256 over recipe, template and what follows from them.
@@ -44,6 +46,8 @@ class RankFacts:
         cores: CPU cores that it may use.
         memory_bytes: of its machine, or what its container may use.
         free_memory_bytes: of that, not in use.
+        device_model: as NVIDIA calls its device; empty on a CPU.
+        driver: version of NVIDIA's kernel module; empty on a CPU, and where the kernel has none.
         device_memory_bytes: of its device; 0 on a CPU.
         free_device_memory_bytes: of that, not in use.
         shm_bytes: size of /dev/shm; 0 where there is none.
@@ -64,6 +68,8 @@ class RankFacts:
     cores: int
     memory_bytes: int
     free_memory_bytes: int
+    device_model: str
+    driver: str
     device_memory_bytes: int
     free_device_memory_bytes: int
     shm_bytes: int
@@ -85,7 +91,7 @@ class RankFacts:
             host=platform.node(),
             node=ranks.start,
             node_ranks=len(ranks),
-            versions=versions(),
+            versions=versions(on_gpu),
             commit=git_commit() if rank() == ranks.start else "",
             sources=_sources(),
             recipe=_of_plan(plan),
@@ -96,16 +102,36 @@ class RankFacts:
             cores=len(os.sched_getaffinity(0)),
             memory_bytes=total_memory(),
             free_memory_bytes=free_memory(),
+            device_model=torch.cuda.get_device_name() if on_gpu else "",
+            driver=_driver() if on_gpu else "",
             device_memory_bytes=device,
             free_device_memory_bytes=free_device,
             shm_bytes=_shm_bytes(),
         )
 
 
-def versions() -> dict[str, str]:
-    """Of what must be the same on all machines."""
+def versions(on_gpu: bool) -> dict[str, str]:
+    """Of what must be the same on all machines.
+
+    Args:
+        on_gpu: ranks talk through NCCL, whose releases do not understand each other.
+    """
     packages = package_versions()
-    return {"Python": platform.python_version()} | {name: packages[name] for name in _MUST_BE_EQUAL}
+    found = {"Python": platform.python_version()}
+    found |= {name: packages[name] for name in _MUST_BE_EQUAL}
+    if on_gpu:
+        nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        found["NCCL"] = ".".join(map(str, nccl))
+    return found
+
+
+def _driver() -> str:
+    """As in "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 ..."."""
+    try:
+        found = re.search(r"\d+\.\d[\d.]*", _NVIDIA_DRIVER.read_text())
+    except OSError:
+        return ""
+    return found[0] if found else ""
 
 
 @cache

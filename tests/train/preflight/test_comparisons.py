@@ -8,6 +8,7 @@ from gpt2_ds.plan.states import Memory
 from gpt2_ds.train.preflight.comparisons import (
     cores,
     devices,
+    gpus_alike,
     memory,
     one_a_node,
     project_alike,
@@ -48,6 +49,40 @@ def test_another_version() -> None:
         "Install one version of torch on all machines: pip install -r requirements.txt.",
     )
     assert numpy.verdict is Verdict.OK
+
+
+def test_another_nccl() -> None:
+    facts = [replace(each, versions={"NCCL": "2.28.9"}) for each in two_hosts()]
+    (nccl,) = versions_alike([*facts[:3], replace(facts[3], versions={"NCCL": "2.21.5"})])
+    assert nccl == failed(
+        "NCCL",
+        "host-2 (rank 3) has 2.21.5; host-0 (ranks 0, 1), host-2 (rank 2) has 2.28.9",
+        "Install torch anew where it differs; see what LD_LIBRARY_PATH and LD_PRELOAD name.",
+    )
+
+
+def test_another_gpu_or_driver_is_a_warning() -> None:
+    assert gpus_alike(two_hosts()) == []  # CPUs
+    h100 = {"device_model": "NVIDIA H100 80GB HBM3", "driver": "550.54.15"}
+    facts = [replace(each, **h100) for each in two_hosts()]
+    assert gpus_alike(facts) == [
+        ok("GPU model", "NVIDIA H100 80GB HBM3"),
+        ok("GPU driver", "550.54.15"),
+    ]
+    facts[3] = replace(facts[3], device_model="NVIDIA A100-SXM4-80GB", driver="")
+    others = "host-0 (ranks 0, 1), host-2 (rank 2)"
+    assert gpus_alike(facts) == [
+        warning(
+            "GPU model",
+            f"host-2 (rank 3) has NVIDIA A100-SXM4-80GB; {others} has NVIDIA H100 80GB HBM3",
+            "Leave the slower ones out: all wait for them in each step.",
+        ),
+        warning(
+            "GPU driver",
+            f"host-2 (rank 3) has none that it shows; {others} has 550.54.15",
+            "Bring them to one release before you look for a slow or failing machine elsewhere.",
+        ),
+    ]
 
 
 def test_of_two_halves_the_one_without_rank_0_is_the_other() -> None:

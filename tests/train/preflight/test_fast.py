@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt2_ds.train.preflight import every_rank, fast, rank_facts, run_folder
 from gpt2_ds.train.preflight.fast import fast_checks
@@ -158,6 +159,33 @@ def test_devices_that_deepspeed_hides_are_counted(
     assert rank_facts._machine_devices(0) == 0  # it trains on the CPU
     monkeypatch.setattr(rank_facts, "_NVIDIA_GPUS", tmp_path / "none")
     assert rank_facts._machine_devices(2) == 2
+
+
+def test_nccl_is_compared_where_gpus_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
+    assert rank_facts.versions(on_gpu=True) == rank_facts.versions(False) | {"NCCL": "2.28.9"}
+
+
+@pytest.mark.parametrize(
+    "text, version",
+    [
+        # the second is of the open kernel module
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 2024", "550.54.15"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build",
+            "580.82.07",
+        ),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_driver_is_what_the_kernel_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, version: str
+) -> None:
+    monkeypatch.setattr(rank_facts, "_NVIDIA_DRIVER", tmp_path / "version")
+    if text is not None:
+        (tmp_path / "version").write_text(text)
+    assert rank_facts._driver() == version
 
 
 def test_what_deepspeed_should_not_have_sent_is_said(
