@@ -12,7 +12,7 @@ from tests.small_run import small_dataset
 
 ROWS = {
     "kills (-9) of all ranks at random moments around saves, 2 ranks, 600 steps at each of ZeRO 0 "
-    "to 3": ["test_killed_fifty_times"],
+    "to 3": ["test_fifty_kills_and_fifty_resumes"],
     "a rank stopped in mid-save, and killed": ["test_one_rank_killed_while_it_saves"],
     "stopped and resumed after each of 20 steps, accumulation 1 and 4, ZeRO 0 to 3, with dropout": [
         "test_stopped_after_each_of_twenty_steps"

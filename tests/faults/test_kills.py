@@ -29,13 +29,16 @@ def length(steps: int) -> tuple[str, ...]:
 def killed_again_and_again(
     data: Path, folder: Path, template: str, kills: int, steps: int, seed: int
 ) -> dict[str, int]:
-    """Kill `kills` times at random moments around saves; then let the run end."""
+    """Kill `kills` times at random moments around saves; then let the run end.
+
+    A kill before the first checkpoint is complete is one more: nothing goes on after it.
+    """
     chance = random.Random(seed)
     settings = (*SAVES, *length(steps))
     with job(folder / "unbroken", data, *settings, template=template) as unbroken:
         assert unbroken.wait(600) == [0, 0], unbroken.text()
-    broken, at_steps, in_saves = folder / "broken", [], 0
-    for _ in range(kills):
+    broken, at_steps, in_saves = folder / "broken", [0], 0
+    while sum(step > 0 for step in at_steps) < kills:
         begun = newest_step(broken)
         with job(broken, data, *settings, template=template) as started:
             started.until_step(begun + 1)
@@ -51,19 +54,21 @@ def killed_again_and_again(
         curve = curve_of(broken, f"{'train' if name == 'loss' else 'validation'}/loss")
         assert curve == pytest.approx(dict(metrics_of(broken, "step", name)), rel=1e-6)
     resumes = [line for line in read_ledger(broken / "ledger.jsonl") if line["event"] == "resume"]
+    assert len(resumes) == kills
     assert not list((broken / "checkpoints").glob("*.tmp"))
-    return {"kills": kills, "in saves": in_saves, "resumes": len(resumes), "steps": steps}
+    return {"kills": len(at_steps) - 1, "in saves": in_saves, "resumes": len(resumes)}
 
 
 @pytest.mark.heavy
 def test_killed_three_times(data: Path, tmp_path: Path) -> None:
-    found = killed_again_and_again(data, tmp_path, "zero1", kills=3, steps=120, seed=1)
-    assert found["resumes"] >= 1
+    killed_again_and_again(data, tmp_path, "zero1", kills=3, steps=120, seed=1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("template, seed", [("zero0", 1), ("zero1", 2), ("zero2", 3), ("zero3", 4)])
-def test_killed_fifty_times(template: str, seed: int, data: Path, tmp_path: Path, row: Row) -> None:
+def test_fifty_kills_and_fifty_resumes(
+    template: str, seed: int, data: Path, tmp_path: Path, row: Row
+) -> None:
     kills = 13 if seed > 2 else 12  # fifty in all
     found = killed_again_and_again(data, tmp_path, template, kills, steps=600, seed=seed)
     row.figure(
