@@ -63,15 +63,18 @@ def async_io() -> None:
 _HOSTS = ("test_two_hosts", "test_slurm")  # network namespaces, daemons
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under `-n`: files side by side, the slow ones first; those that make hosts in turn."""
+    """Under `-n`: files side by side, the long ones first; those that make hosts in turn."""
     if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
     groups = {
         item.path: "hosts" if item.path.name.startswith(_HOSTS) else str(item.path)
         for item in items
     }
-    heavy = Counter(groups[item.path] for item in items if item.get_closest_marker("heavy"))
+    minutes: Counter[str] = Counter()
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-    items.sort(key=lambda item: -heavy[groups[item.path]])
+        if mark := item.get_closest_marker("heavy"):
+            minutes[groups[item.path]] += mark.kwargs.get("minutes", 0.25)
+    items.sort(key=lambda item: -minutes[groups[item.path]])

@@ -93,7 +93,7 @@ def test_the_engine_costs_little_over_plain_torch() -> None:
     assert ratios(shown.stdout)["ds_configs/zero1.json"] <= 1.15
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=4)
 def test_shakespeare_reaches_nanogpts_loss(tinyshakespeare: Path, tmp_path: Path) -> None:
     text = tinyshakespeare.read_text()
     cut = int(len(text) * 0.9)  # nanoGPT, data/shakespeare_char/prepare.py

@@ -131,7 +131,7 @@ def tensorboard_answers(folder: Path, environment: dict[str, str]) -> bool:
         server.wait(timeout=20)
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=8)
 def test_the_commands_do_what_the_readme_says(tmp_path: Path) -> None:
     folder = copy_of_repository(tmp_path / "clone")
     environment = bare_environment(tmp_path / "environment")

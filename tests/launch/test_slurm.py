@@ -154,8 +154,12 @@ def test_a_signal_before_the_ranks_have_met_requeues_too(nodes: SlurmNodes, tmp_
     output = tmp_path / "out"
     environment = fake_python(tmp_path / "bin", "kill -USR1 $$; sleep 60")
     number = nodes.submit(*FOUR_RANKS, f"--output={output}", "launch/slurm.sbatch", **environment)
-    until(lambda: nodes.state(number) == "PENDING" and nodes.idle(), lambda: said(output))
-    assert nodes.job(number)["Restarts"] == "1"
+
+    def requeued() -> bool:
+        job = nodes.job(number)
+        return (job["Restarts"], job["JobState"]) == ("1", "PENDING")
+
+    until(requeued, lambda: said(output) + nodes.logs())
     assert "is to go back into the queue" in said(output)
     assert "could not" not in said(output)
     nodes.run("scancel", number)

@@ -19,7 +19,7 @@ from tests.small_run import SETTINGS, metrics_of, small_dataset
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=2)
 def test_the_same_command_goes_on_and_then_says_that_all_is_done(tmp_path: Path) -> None:
     words = " ".join(f"--set {setting}" for setting in SETTINGS)
     command = (
@@ -64,7 +64,7 @@ def test_a_missing_hostfile_is_refused_where_deepspeed_would_train_alone(tmp_pat
     assert f"--hostfile {tmp_path}/hosts: cannot be read" in shown.stderr
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=2)
 def test_gpt2_124m_takes_three_steps_on_real_text(
     gpt2_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,7 @@ def load_all(folder: Path, known: dict[str, Known]) -> dict[tuple[str, str], dic
     return results
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=2)
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.faults), 2])
 def test_any_checkpoint_goes_on_anywhere(
     ranks: int, trained: tuple[Path, dict[str, Known]], tmp_path: Path
@@ -143,7 +143,7 @@ def through_cpu_adam(folder: Path, known: Known) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=2)
 def test_deepspeeds_own_adam_goes_on_with_torchs_state(
     trained: tuple[Path, dict[str, Known]], tmp_path: Path
 ) -> None:

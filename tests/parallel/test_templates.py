@@ -89,7 +89,7 @@ def train_on_disk(case: Case) -> tuple[dict[str, Any], tuple[list[float], list[f
     return against_torch.train_case(case, 2), against_torch.plain_torch()
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=4)
 @pytest.mark.usefixtures("async_io")
 def test_offload_to_a_disk(tmp_path: Path) -> None:
     disk = tmp_path / "nvme"

@@ -41,7 +41,7 @@ def train_in_two_parts(data: Path, runs: Path) -> dict[str, Any]:
     return seconds
 
 
-@pytest.mark.heavy
+@pytest.mark.heavy(minutes=3)
 def test_every_recipes_twin_trains_saves_and_goes_on(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
     print(run_ranks(train_in_two_parts, 2, tmp_path, data, tmp_path)[0])  # seconds of each
