@@ -21,10 +21,12 @@ def free_port() -> int:
     """A port that is still free when it is used, seconds later.
 
     Not one that the system hands out by itself (32768 and above): every connection of another test
-    takes one of those.
+    takes one of those; nor from 20000 on, where launch/slurm.sbatch takes its own. Two workers of
+    pytest never choose the same.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = secrets.randbelow(12_000) + 10_000
+        port = 10_000 + 2 * secrets.randbelow(5_000) + worker % 2
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port

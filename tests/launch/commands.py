@@ -76,7 +76,7 @@ def bare_environment(folder: Path) -> dict[str, str]:
 
 
 def run_command(
-    command: str, folder: Path, environment: dict[str, str], *, timeout: float = 600
+    command: str, folder: Path, environment: dict[str, str], *, timeout: float = 1800
 ) -> subprocess.CompletedProcess[str]:
     """One line of shell in `folder`, as a user would paste it."""
     return subprocess.run(

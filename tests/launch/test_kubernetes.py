@@ -104,7 +104,11 @@ def small(script: str, folder: Path, *settings: str) -> str:
 
 @pytest.mark.heavy
 def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(tmp_path: Path) -> None:
-    settings = ("schedule.total_tokens=15360", "checkpoint.interval_steps=1000")
+    settings = (
+        "schedule.total_tokens=61440",  # 240 steps: some seconds after the third
+        "evaluation.interval_steps=20",
+        "checkpoint.interval_steps=1000",
+    )
     data = small_dataset(tmp_path)
     script = small(script_of(documents()[1]), tmp_path, f"data.path={data}", *settings)
     run_dir = tmp_path / "run"
@@ -118,11 +122,11 @@ def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(tmp_path: Path
     for code, text in run_pods(script, meanwhile=take_away):
         assert code == 1, text  # torchrun's, for the ranks' 75: what backoffLimit is for
     stopped_at = newest_step(run_dir)
-    assert 3 <= stopped_at < 60
+    assert 3 <= stopped_at < 240
     shown = run_pods(script)
     assert [code for code, _ in shown] == [0, 0], shown
     assert f"going on after step {stopped_at}" in shown[0][1]
-    assert [step for step, _ in metrics_of(run_dir, "step", "loss")] == list(range(1, 61))
+    assert [step for step, _ in metrics_of(run_dir, "step", "loss")] == list(range(1, 241))
 
 
 @pytest.mark.heavy

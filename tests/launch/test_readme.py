@@ -135,7 +135,7 @@ def tensorboard_answers(folder: Path, environment: dict[str, str]) -> bool:
 def test_the_commands_do_what_the_readme_says(tmp_path: Path) -> None:
     folder = copy_of_repository(tmp_path / "clone")
     environment = bare_environment(tmp_path / "environment")
-    shared_memory = sorted(Path("/dev/shm").iterdir())
+    shared_memory = set(Path("/dev/shm").iterdir())
     ran = []
     for command in COMMANDS:
         if command == TEST:
@@ -167,4 +167,7 @@ def test_the_commands_do_what_the_readme_says(tmp_path: Path) -> None:
     assert len(sampled) > 40
     # No op was compiled, and nothing is left in shared memory.
     assert not list((tmp_path / "environment/extensions").glob("**/*.so"))
-    assert sorted(Path("/dev/shm").iterdir()) == shared_memory
+    left = set(Path("/dev/shm").iterdir()) - shared_memory
+    assert [
+        each for each in left if not each.name.startswith("sem.mp-")
+    ] == []  # other tests' pools

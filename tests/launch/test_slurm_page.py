@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 from tests.launch.test_readme import SET_UP
 from tests.launch.test_slurm import FOUR_RANKS, end_of, said
 from tests.launch.two_slurm_nodes import SlurmNodes, two_slurm_nodes
+from tests.ranks import free_port
 from tests.small_run import SETTINGS, metrics_of, small_dataset
 
 pytestmark = pytest.mark.heavy
@@ -102,7 +103,9 @@ def test_srun_alone_in_an_allocation(nodes: SlurmNodes, data: Path, tmp_path: Pa
     (export,) = commands("export ")
     sruns = [small(command, data, tmp_path / "run") for command in commands("srun ")]
     lines = ["#!/bin/bash", "set -e", export, 'echo "at $MASTER_ADDR"']
-    script.write_text("\n".join([*lines, "MASTER_ADDR=127.0.0.1", *sruns, ""]))
+    # Not 29500: README's commands, which the other worker may run meanwhile, meet there.
+    own = ["MASTER_ADDR=127.0.0.1", f"export MASTER_PORT={free_port()}"]
+    script.write_text("\n".join([*lines, *own, *sruns, ""]))
     number = nodes.submit(*FOUR_RANKS, f"--output={output}", str(script))
     assert end_of(nodes, number, output)["JobState"] == "COMPLETED", said(output)
     text = said(output)

@@ -35,7 +35,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
-KillWait=5
+KillWait=15
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -70,8 +70,10 @@ class SlurmNodes:
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
         (folder / "state").mkdir()
-        ports = [free_port() for _ in range(3)]
-        text = _CONFIGURATION.format(host=platform.node(), folder=folder, ports=ports)
+        ports: set[int] = set()
+        while len(ports) < 3:
+            ports.add(free_port())
+        text = _CONFIGURATION.format(host=platform.node(), folder=folder, ports=[*ports])
         (folder / "slurm.conf").write_text(text)
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         (folder / "munge.key").write_bytes(os.urandom(1024))

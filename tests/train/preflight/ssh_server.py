@@ -76,7 +76,7 @@ def ssh_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     privileged = Path("/run/sshd")
     if not privileged.is_dir():
         try:
-            privileged.mkdir()
+            privileged.mkdir(exist_ok=True)
         except OSError:
             unavailable("sshd needs the folder /run/sshd: sudo mkdir /run/sshd")
     port = free_port()
