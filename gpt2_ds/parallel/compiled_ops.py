@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch.utils.cpp_extension import _get_build_directory
@@ -49,10 +50,10 @@ def clear_stale_lock(op: str, *, nodes: int) -> None:
 def held_open(path: Path) -> bool:
     """A process of this machine has the file open, as far as this user may see."""
     target = str(path.resolve())
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(descriptor.readlink()) == target:
-                return True
-        except OSError:
-            continue
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            for descriptor in (process / "fd").iterdir():
+                with suppress(OSError):  # it was closed
+                    if str(descriptor.readlink()) == target:
+                        return True
     return False

@@ -148,7 +148,7 @@ def report(folder: Path) -> dict[str, Any]:
                 time.sleep(0.2 + 0.1 * rank())
             metrics.step_done()
         with metrics.aside():
-            time.sleep(0.5)
+            time.sleep(3.0)
         metrics.log_step(2, 1.5, 3e-4, None, {}, 0)
         module.device_title = lambda: "NVIDIA H100 80GB HBM3"  # type: ignore[assignment]
         metrics.step_done()
@@ -181,8 +181,8 @@ def test_what_is_reported(tmp_path: Path) -> None:
     ]
     assert (two["step"], two["loss"], two["learning_rate"]) == (2, 1.5, 3e-4)
     assert (two["gradient_norm"], two["tokens_seen"]) == (0.25, 512)
-    assert 0.3 <= two["data_wait_seconds"] < 0.45  # of the slower rank, a step
-    assert 0.2 <= two["step_seconds"] < 0.5  # without what was done aside
+    assert 0.3 <= two["data_wait_seconds"] < 0.6  # of the slower rank, a step
+    assert 0.2 <= two["step_seconds"] < 1.5  # without what was done aside
     assert two["tokens_per_second"] == pytest.approx(256 / two["step_seconds"])
     assert 50e6 < two["peak_memory_bytes"] < 8e9
 
