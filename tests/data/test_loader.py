@@ -22,6 +22,7 @@ from gpt2_ds.data import loader as loader_module
 from gpt2_ds.data.loader import TokenLoader, validation_batches
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.data.split import Split
+from tests.data.cached_shards import until
 from tests.data.small_dataset import make_dataset
 
 T = 4
@@ -158,6 +159,7 @@ def test_reads_no_further_ahead_than_asked(split: Split, monkeypatch: pytest.Mon
     monkeypatch.setattr(split, "windows", lambda *args: calls.append(1) or real(*args))
     monkeypatch.setattr(loader_module, "CHUNK_TOKENS", 2 * T)
     with open_loader(split, prefetch=3) as loader:
+        until(lambda: len(calls) == 4 and loader.samples_read == 8)
         time.sleep(0.2)
         assert len(calls) == 4  # three wait, one is in the thread's hand
         assert loader.samples_read == 8

@@ -105,8 +105,9 @@ def test_a_server_that_hangs_up_is_tried_again(server: FaultServer, tmp_path: Pa
 def test_a_failure_that_passes_is_tried_again_and_said(
     server: FaultServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, said: str
 ) -> None:
+    stall_seconds = 1.0 if kind == "stall" else 30.0
     server.fail(PATH, kind, times=2)
-    assert download(folder_of(server, stall_seconds=0.3), tmp_path) == CONTENT
+    assert download(folder_of(server, stall_seconds=stall_seconds), tmp_path) == CONTENT
     assert server.requests[PATH] == 3
     first, second = capfd.readouterr().err.splitlines()
     assert said in first
@@ -118,7 +119,7 @@ def test_a_failure_that_passes_is_tried_again_and_said(
     server.fail(PATH, kind)
     (tmp_path / "shard.bin").unlink()
     with pytest.raises(RunError) as error:
-        download(folder_of(server, attempts=2, stall_seconds=0.3), tmp_path)
+        download(folder_of(server, attempts=2, stall_seconds=stall_seconds), tmp_path)
     assert str(error.value).startswith(f"{NAME} of {server.address}/owt/: ")
     assert said in str(error.value)
     assert str(error.value).endswith(", at the last of 2 attempts.")

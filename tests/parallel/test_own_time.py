@@ -16,15 +16,15 @@ CPU = torch.device("cpu")
 
 
 def _own_seconds() -> list[float]:
-    """Rank 1 comes 0.3 s late to each collective: two that wait at once, two in which it waits."""
+    """Rank 1 comes 0.6 s late to each collective: two that wait at once, two in which it waits."""
     from gpt2_ds.config.launcher import rank
 
     own, found = OwnTime(CPU, 3), []
     for block in (own.alone, own.together):
         with block():
-            time.sleep(0.3 * rank())
+            time.sleep(0.6 * rank())
             dist.all_reduce(torch.ones(1))
-            time.sleep(0.3 * rank())
+            time.sleep(0.6 * rank())
             handle = dist.all_reduce(torch.ones(1), async_op=True)
             assert handle is not None
             handle.wait()
@@ -35,8 +35,8 @@ def _own_seconds() -> list[float]:
 
 def test_on_a_cpu_waiting_is_taken_off(tmp_path: Path) -> None:
     zero, one = run_ranks(_own_seconds, 2, tmp_path)
-    assert zero == [pytest.approx(0.0, abs=0.1)] * 2 + [0.0]
-    assert one == [pytest.approx(0.6, abs=0.1)] * 2 + [0.0]
+    assert zero == [pytest.approx(0.0, abs=0.25)] * 2 + [0.0]
+    assert one == [pytest.approx(1.2, abs=0.25)] * 2 + [0.0]
 
 
 class _Event:
