@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gpt2_ds.plan.states import Memory
 from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.verdicts import Check, Verdict, failed, ok, warning
+from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
 
 _SHM_BYTES = 1 << 30  # what NVIDIA's containers ask for
 _GIB = 1 << 30
@@ -49,7 +49,11 @@ def one_a_node(facts: Sequence[RankFacts]) -> list[RankFacts]:
 
 
 def alike(
-    name: str, facts: Sequence[RankFacts], value: Callable[[RankFacts], str], fix: str
+    name: str,
+    facts: Sequence[RankFacts],
+    value: Callable[[RankFacts], str],
+    fix: str,
+    differs: Callable[[str, str, str], Check] = failed,
 ) -> Check:
     """Something that must be the same on all ranks; those that differ from most are named.
 
@@ -58,6 +62,7 @@ def alike(
         facts: of all ranks.
         value: what is compared, as a person reads it.
         fix: what to do where it differs.
+        differs: the verdict then.
     """
     holders: dict[str, list[RankFacts]] = {}
     for each in facts:
@@ -68,7 +73,7 @@ def alike(
     others = "; ".join(
         f"{who(holding)} has {found}" for found, holding in holders.items() if found != most
     )
-    return failed(name, f"{others}; {who(holders[most])} has {most}", fix)
+    return differs(name, f"{others}; {who(holders[most])} has {most}", fix)
 
 
 def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
@@ -89,23 +94,24 @@ def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
 
 def gpus_alike(facts: Sequence[RankFacts]) -> list[Check]:
     """Model and driver of the GPUs. A run can live with two, at the pace of the slower."""
-    if not any(each.device_model for each in facts):
+    if not any(each.devices for each in facts):
         return []
-    found = [
+    return [
         alike(
             "GPU model",
             facts,
             lambda each: each.device_model,
             "Leave the slower ones out: all wait for them in each step.",
+            warning,
         ),
         alike(
             "GPU driver",
             facts,
             lambda each: each.driver or "none that it shows",
             "Bring them to one release before you look for a slow or failing machine elsewhere.",
+            warning,
         ),
     ]
-    return [replace(each, verdict=Verdict.WARNING) if each.fix else each for each in found]
 
 
 def project_alike(facts: Sequence[RankFacts]) -> list[Check]:

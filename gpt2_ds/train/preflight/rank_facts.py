@@ -17,7 +17,7 @@ import torch
 from gpt2_ds.config.launcher import local_ranks, rank
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.host_memory import free_memory, total_memory
-from gpt2_ds.parallel.process_group import local_device
+from gpt2_ds.parallel.process_group import device_title, local_device
 from gpt2_ds.train.run_directory import git_commit, package_versions
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
@@ -46,7 +46,7 @@ class RankFacts:
         cores: CPU cores that it may use.
         memory_bytes: of its machine, or what its container may use.
         free_memory_bytes: of that, not in use.
-        device_model: as NVIDIA calls its device; empty on a CPU.
+        device_model: as its vendor calls its device; "cpu" for a CPU.
         driver: version of NVIDIA's kernel module; empty on a CPU, and where the kernel has none.
         device_memory_bytes: of its device; 0 on a CPU.
         free_device_memory_bytes: of that, not in use.
@@ -102,7 +102,7 @@ class RankFacts:
             cores=len(os.sched_getaffinity(0)),
             memory_bytes=total_memory(),
             free_memory_bytes=free_memory(),
-            device_model=torch.cuda.get_device_name() if on_gpu else "",
+            device_model=device_title(),
             driver=_driver() if on_gpu else "",
             device_memory_bytes=device,
             free_device_memory_bytes=free_device,

@@ -26,7 +26,7 @@ def rank_facts(rank: int, node: int, node_ranks: int, **other: Any) -> RankFacts
         "cores": 8,
         "memory_bytes": 64 * GIB,
         "free_memory_bytes": 32 * GIB,
-        "device_model": "",
+        "device_model": "cpu",
         "driver": "",
         "device_memory_bytes": 0,
         "free_device_memory_bytes": 0,

@@ -63,8 +63,10 @@ def test_another_nccl() -> None:
 
 def test_another_gpu_or_driver_is_a_warning() -> None:
     assert gpus_alike(two_hosts()) == []  # CPUs
-    h100 = {"device_model": "NVIDIA H100 80GB HBM3", "driver": "550.54.15"}
-    facts = [replace(each, **h100) for each in two_hosts()]
+    model = "NVIDIA H100 80GB HBM3"
+    facts = [
+        replace(each, devices=2, device_model=model, driver="550.54.15") for each in two_hosts()
+    ]
     assert gpus_alike(facts) == [
         ok("GPU model", "NVIDIA H100 80GB HBM3"),
         ok("GPU driver", "550.54.15"),
