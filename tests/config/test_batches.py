@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.batches import (
@@ -74,7 +74,6 @@ def test_a_stair_with_few_sequences_takes_smaller_micro_batches(tmp_path: Path) 
     assert shape == [(2, 1), (4, 1), (2, 3), (8, 1)]
 
 
-@settings(deadline=None)
 @given(
     start=st.integers(1, 12),
     increment=st.integers(1, 6),

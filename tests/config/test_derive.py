@@ -64,7 +64,7 @@ def is_exact(changes: dict[str, object], derived: Derived) -> None:
 sizes = st.integers(1, 48)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seq_length=sizes,
     sequences=sizes,
@@ -126,7 +126,7 @@ def test_derived_exactly_or_refused_with_values_that_work(
                 assert after == ()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tokens=st.integers(1, 500), total=st.integers(1, 5000), data=st.data())
 def test_offered_totals_keep_the_schedule_in_order(tokens: int, total: int, data: Any) -> None:
     stable = data.draw(st.integers(1, 5000))

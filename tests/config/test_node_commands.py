@@ -74,7 +74,7 @@ def test_a_folder_with_a_space_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert told.startswith(f"warning: the shell of a node would change '{tmp_path}/my project': ")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(st.sampled_from("abB1 =.,:/[]{}-+_$`\"'\\;&|<>()*?#~!%n"), min_size=1, max_size=12))
 def test_what_is_called_unchanged_arrives_unchanged(word: str) -> None:
     """The remote shell may be bash or a plain sh."""

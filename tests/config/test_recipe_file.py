@@ -307,7 +307,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     return Recipe.model_validate(values)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipes())
 def test_a_dumped_recipe_is_the_same_recipe(recipe: Recipe) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -63,7 +63,7 @@ def fewest_downloads(sequence: Sequence[int], slots: int) -> int:
 Sequences = st.lists(st.integers(0, 9), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequence=Sequences, slots=st.integers(1, 5))
 def test_on_demand_there_are_no_more_downloads_than_there_must_be(
     remote: RemoteFolder, sequence: list[int], slots: int
@@ -80,7 +80,7 @@ def test_on_demand_there_are_no_more_downloads_than_there_must_be(
         assert files.evictions == files.downloads - len(present(Path(name)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequence=Sequences, slots=st.integers(2, 6))
 def test_reading_ahead_never_takes_the_place_of_what_is_needed_sooner(
     remote: RemoteFolder, sequence: list[int], slots: int

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
@@ -109,7 +109,6 @@ def test_another_tokenizer(tmp_path: Path) -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)), st.integers(1, 4))
 def test_first_differences(one: list[int], two: list[int], piece: int) -> None:
     expected = next(

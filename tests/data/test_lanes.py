@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.data.lanes import LaneOrder
@@ -18,7 +18,6 @@ def owners(counts: list[int], windows: Array) -> Array:
     return np.repeat(np.arange(len(counts)), counts)[windows]
 
 
-@settings(deadline=None)
 @given(counts=COUNTS, lanes=st.integers(1, 20), seed=st.integers(0, 2**63))
 def test_every_window_once_an_epoch(counts: list[int], lanes: int, seed: int) -> None:
     order = LaneOrder(np.array(counts), lanes, seed)
@@ -28,7 +27,6 @@ def test_every_window_once_an_epoch(counts: list[int], lanes: int, seed: int) ->
     assert (np.sort(windows, axis=1) == np.arange(n)).all()
 
 
-@settings(deadline=None)
 @given(counts=COUNTS, lanes=st.integers(1, 20), epoch=st.integers(0, 3), data=st.data())
 def test_a_sample_does_not_depend_on_the_others_asked_for(
     counts: list[int], lanes: int, epoch: int, data: st.DataObject
@@ -40,7 +38,6 @@ def test_a_sample_does_not_depend_on_the_others_asked_for(
     assert (LaneOrder(np.array(counts), lanes, seed=3).windows(some) == whole[some]).all()
 
 
-@settings(deadline=None)
 @given(counts=COUNTS, lanes=st.integers(1, 20), epoch=st.integers(0, 2))
 def test_pieces_say_when_each_shard_is_read(counts: list[int], lanes: int, epoch: int) -> None:
     order = LaneOrder(np.array(counts), lanes, seed=4)
@@ -111,7 +108,6 @@ def test_the_order_stays_the_same_forever() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=50), seed=st.integers(0, 2**32))
 def test_many_permutations_at_once_are_those_one_by_one(sizes: list[int], seed: int) -> None:
     keys = np.stack([epoch_key(seed, number) for number in range(len(sizes))], axis=1)

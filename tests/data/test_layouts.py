@@ -58,7 +58,7 @@ def test_each_layout_is_known_and_read(
     assert token_offset(path, layout) == offset
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.lists(st.integers(0, 300), max_size=5), max_size=4), max_size=5),
     st.booleans(),
@@ -181,7 +181,7 @@ def test_a_part_of_an_array_is_refused(tmp_path: Path) -> None:
         read_layout(path, "npy")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 128 * 8 - 1))
 def test_a_changed_header_of_an_array_is_refused_or_says_the_same(
     tmp_path_factory: pytest.TempPathFactory, bit: int

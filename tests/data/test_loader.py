@@ -95,7 +95,7 @@ def test_every_world_size_reads_the_same_samples_in_the_same_order(
     assert (np.sort(flat.reshape(12, N_WINDOWS), axis=1) == np.arange(N_WINDOWS)).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(stop=st.integers(0, 8), before=st.sampled_from([1, 2, 8]), after=st.sampled_from([1, 3, 4]))
 def test_resume_with_another_world_size_is_never_having_stopped(
     split: Split, stop: int, before: int, after: int

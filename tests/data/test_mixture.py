@@ -17,7 +17,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
     return Mixture([Phase(start, tuple(draw(WEIGHTS))) for start in (0, *starts)])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(mixture=mixtures(), samples_seen=st.integers(0, N))
 def test_each_source_is_gone_through_in_order(mixture: Mixture, samples_seen: int) -> None:
     ids = np.arange(N)
@@ -30,7 +30,7 @@ def test_each_source_is_gone_through_in_order(mixture: Mixture, samples_seen: in
     assert mixture.counts(samples_seen).tolist() == counted.tolist()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(weights=st.lists(st.floats(0.01, 10.0), min_size=1, max_size=8))
 def test_each_source_keeps_its_share_all_the_time(weights: list[float]) -> None:
     source, _ = Mixture([Phase(0, tuple(weights))]).locate(np.arange(2 * PERIOD))

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
@@ -13,7 +13,6 @@ from gpt2_ds.data.order import epoch_key, feistel, rank_sample_ids, sample_windo
 WORLD_SIZES = (1, 2, 3, 4, 8)
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6))
 def test_feistel_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     out = feistel(np.arange(n), n, epoch_key(seed, epoch))
@@ -66,7 +65,6 @@ def test_seeds_and_epochs_differ() -> None:
     assert len(orders) == 16
 
 
-@settings(deadline=None)
 @given(
     data=st.data(),
     n_windows=st.integers(1, 300),

@@ -90,7 +90,7 @@ def test_read_gives_the_tokens_of_each_source(tmp_path: Path) -> None:
         assert (tokens[row] >= 200).all() == (source[row] == 1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sources=st.sampled_from([1, 2]),
     lanes=st.integers(0, 6),

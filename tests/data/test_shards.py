@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
@@ -224,7 +224,6 @@ def test_a_token_beyond_the_vocabulary(
         verify_shard(path, entry, n_vocab=n_vocab)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-2, 12)), st.integers(1, 5))
 def test_the_first_token_beyond(tokens: list[int], piece: int) -> None:
     expected = [offset for offset, token in enumerate(tokens) if not 0 <= token < 10]
@@ -257,7 +256,6 @@ def test_a_damaged_index(tmp_path: Path) -> None:
         verify_shard(path, entry)
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 9))
 def test_a_checksum_is_the_same_however_the_bytes_come(parts: list[bytes], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -30,7 +30,6 @@ def not_skipped(ranges: list[tuple[int, int]]) -> list[int]:
     return [n for n in range(MANY) if not any(first <= n < end for first, end in ranges)]
 
 
-@settings(deadline=None)
 @given(some_ranges)
 def test_positions_go_through_all_samples_that_are_not_skipped(
     ranges: list[tuple[int, int]],
@@ -44,7 +43,6 @@ def test_positions_go_through_all_samples_that_are_not_skipped(
         assert ends == {end for _, end in merged(ranges) if end <= expected[n]}
 
 
-@settings(deadline=None)
 @given(some_ranges, st.integers(0, 199), st.integers(0, 60))
 def test_shifts_are_those_that_occur(
     ranges: list[tuple[int, int]], start: int, length: int
@@ -57,7 +55,6 @@ def test_shifts_are_those_that_occur(
         assert set(shifts) == seen
 
 
-@settings(deadline=None)
 @given(some_ranges)
 def test_merged_ranges_hold_the_same_samples(ranges: list[tuple[int, int]]) -> None:
     found = merged(ranges)
@@ -65,7 +62,6 @@ def test_merged_ranges_hold_the_same_samples(ranges: list[tuple[int, int]]) -> N
     assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
 
 
-@settings(deadline=None)
 @given(some_ranges, st.integers(0, 100), st.integers(1, 30))
 def test_what_was_trained_on_before_a_new_range_stays(
     ranges: list[tuple[int, int]], seen: int, length: int
@@ -89,7 +85,7 @@ def sources(lanes: int, skipped: list[tuple[int, int]]) -> Samples:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some_ranges, st.sampled_from([0, 3]))
 def test_a_run_reads_the_samples_that_are_left(ranges: list[tuple[int, int]], lanes: int) -> None:
     plain, samples = sources(lanes, []), sources(lanes, ranges)
@@ -102,7 +98,7 @@ def test_a_run_reads_the_samples_that_are_left(ranges: list[tuple[int, int]], la
         assert samples.tokens_by_source(n) == tokens
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     ranges=some_ranges,
     several=st.booleans(),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
@@ -21,7 +21,6 @@ from gpt2_ds.data.tokenizer import Tokenizer, load_tokenizer
 BYTES = load_tokenizer("bytes")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_bytes_are_the_bytes(text: str) -> None:
     ids = BYTES.encode(text)

@@ -104,8 +104,9 @@ def small(script: str, folder: Path, *settings: str) -> str:
 
 @pytest.mark.heavy
 def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(tmp_path: Path) -> None:
+    steps = 240  # some seconds after the third
     settings = (
-        "schedule.total_tokens=61440",  # 240 steps: some seconds after the third
+        f"schedule.total_tokens={256 * steps}",
         "evaluation.interval_steps=20",
         "checkpoint.interval_steps=1000",
     )
@@ -122,11 +123,11 @@ def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(tmp_path: Path
     for code, text in run_pods(script, meanwhile=take_away):
         assert code == 1, text  # torchrun's, for the ranks' 75: what backoffLimit is for
     stopped_at = newest_step(run_dir)
-    assert 3 <= stopped_at < 240
+    assert 3 <= stopped_at < steps
     shown = run_pods(script)
     assert [code for code, _ in shown] == [0, 0], shown
     assert f"going on after step {stopped_at}" in shown[0][1]
-    assert [step for step, _ in metrics_of(run_dir, "step", "loss")] == list(range(1, 241))
+    assert [step for step, _ in metrics_of(run_dir, "step", "loss")] == list(range(1, steps + 1))
 
 
 @pytest.mark.heavy

@@ -65,7 +65,7 @@ def test_logits_loss_and_every_gradient_are_transformers(
     assert_same_gradients(theirs, ours)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     head_dim=st.integers(1, 9),
     n_head=st.integers(1, 4),
@@ -162,7 +162,7 @@ def test_last_logits_alone_are_the_last_of_all() -> None:
 
 
 @given(at=st.integers(1, 23))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_later_tokens_cannot_change_earlier_logits(at: int) -> None:
     model = GPT2LMHeadModel(SMALL, seed=0)
     x = tokens(1, 24)
@@ -174,7 +174,7 @@ def test_later_tokens_cannot_change_earlier_logits(at: int) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_masked_documents_are_documents_run_apart(lengths: list[int]) -> None:
     config = GPT2Config(vocab_size=97, n_positions=48, n_embd=32, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config, seed=0)

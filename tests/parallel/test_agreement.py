@@ -115,8 +115,8 @@ def test_work_that_gets_on_is_told_from_work_that_hangs(tmp_path: Path) -> None:
             assert found[name][0] == result
             assert found[name][1] < 0.5  # at once: what is waited for
             assert found[name][3] == {"copying x"}
-        assert 0.8 < zero[name][2] < 1.9  # nothing more was done after a second
-        assert one[name][2] > 1.5  # who waits is well
+        assert 0.8 < zero[name][2] < 1.6  # nothing more was done after a second
+        assert one[name][2] > 1.7  # who waits is well
     assert zero["failed"] == one["failed"] == "no"
 
 

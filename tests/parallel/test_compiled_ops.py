@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
+from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock, held_open
 
 
 @pytest.fixture
@@ -43,6 +43,22 @@ def held(lock: Path) -> Iterator[Path]:
         assert process.stdout.readline() == "ready\n"
         yield lock
         process.communicate()
+
+
+def test_a_process_that_ends_meanwhile_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder != Path(f"/proc/{os.getpid()}/fd"):
+            raise ProcessLookupError(3, "No such process", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with (tmp_path / "lock").open("w"):
+        assert held_open(tmp_path / "lock")
+    assert not held_open(tmp_path / "lock")
 
 
 def executable(path: Path) -> None:

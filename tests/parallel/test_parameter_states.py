@@ -150,7 +150,7 @@ SHAPES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes=SHAPES, ranks=st.integers(1, 6), stage=st.sampled_from((2, 3)), data=st.data())
 def test_any_shapes_on_any_number_of_ranks(
     shapes: list[list[tuple[int, ...]]],

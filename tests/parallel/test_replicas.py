@@ -23,7 +23,7 @@ HOST = platform.node()
 WEIGHT, VECTOR = "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.bias"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     offset=st.integers(0, 4),

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("suited")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     ranks=st.sampled_from([1, 2, 4, 8, 16]),
     start=st.integers(1, 15),

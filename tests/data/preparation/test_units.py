@@ -62,7 +62,7 @@ def shards_of(out: Path, split: str) -> list[list[str]]:
     return shards
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.text("ab\u00e9", min_size=1, max_size=12), min_size=1, max_size=40),
     st.sampled_from([0.0, 0.3, 0.9]),
