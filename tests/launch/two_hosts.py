@@ -45,6 +45,7 @@ _OWN_NAMESPACES = ["unshare", "--pid", "--fork", "--mount", "--uts"]
 _NOBODYS_ADDRESS = "02:00:00:00:00:99"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+# HOME: no start-up file of the user's shell: pyenv's, killed in a login, leaves a lock behind.
 _SSHD = """
 Port 22
 HostKey {folder}/host_key
@@ -54,6 +55,7 @@ PermitRootLogin yes
 PasswordAuthentication no
 StrictModes no
 UsePAM no
+SetEnv HOME={folder}
 """
 _SSH = """
 Host *

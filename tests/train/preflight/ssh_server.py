@@ -15,6 +15,7 @@ import pytest
 from tests.launch.unavailable import unavailable
 from tests.ranks import free_port
 
+# HOME: no start-up file of the user's shell, which may take any time.
 _SERVER = """\
 ListenAddress 127.0.0.1
 Port {port}
@@ -25,6 +26,7 @@ UsePAM no
 StrictModes no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
+SetEnv HOME={folder}
 """
 _CLIENT = """\
 Host good
