@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
-from tests.faults.jobs import losses_of, newest_step
+from gpt2_ds.train.ledger import read_ledger
+from tests.faults.jobs import job, losses_of, newest_step
 from tests.launch.two_host_jobs import LONG, OPENMPI, TwoHostJob, train_words, until_empty
 from tests.launch.two_hosts import TwoHosts, two_hosts
 from tests.small_run import small_dataset
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.heavy
 
 IMPATIENT = ("health.timeout_seconds=20",)
 STEPS_TO_THE_END = 40
+SIXTY_STEPS = ("schedule.total_tokens=15360", "schedule.decay_tokens=15360")
 
 
 @pytest.fixture
@@ -136,6 +139,40 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert f"going on after step {saved}" in again.text()
     steps = [numbers[0] for numbers in losses_of(started.run_dir) if len(numbers) > 2]
     assert steps == list(range(1, saved + 4))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param("", id="pdsh"), pytest.param(OPENMPI, id="openmpi", marks=pytest.mark.faults)],
+)
+def test_restarts_bring_back_a_rank_that_died_on_the_other_host(
+    hosts: TwoHosts, data: Path, tmp_path: Path, way: str
+) -> None:
+    with job(tmp_path / "one_host", data, *SIXTY_STEPS, ranks=4) as unbroken:
+        assert unbroken.wait(300) == [0, 0, 0, 0], unbroken.text()
+    hosts.write_environment(MASTER_ADDR=hosts.first.address)
+    started = start(hosts, data, tmp_path, *SIXTY_STEPS, way=way, words="--restarts 1")
+    started.until(lambda: complete_checkpoints(started.run_dir))
+    os.kill(hosts.second.ranks()[3], signal.SIGKILL)
+    assert started.wait() == 0, started.text()
+    assert "restart 1 of 1: the last attempt " in started.text()
+    events = [line["event"] for line in read_ledger(started.run_dir / "ledger.jsonl")]
+    assert events.count("restart") == events.count("resume") == 1
+    assert losses_of(started.run_dir) == losses_of(unbroken.run_dir)  # to the last bit
+    started.until_gone()
+
+
+@pytest.mark.faults
+def test_restarts_end_when_a_host_is_gone(hosts: TwoHosts, data: Path, tmp_path: Path) -> None:
+    """Each waits for it: a minute at least, for the supervisor there might only be slow."""
+    started = start(hosts, data, tmp_path, *IMPATIENT, words="--restarts 2")
+    started.until(lambda: complete_checkpoints(started.run_dir))
+    hosts.second.kill()
+    killed = time.monotonic()
+    assert started.wait(240) != 0
+    print(f"restarts without the other host: ended {time.monotonic() - killed:.1f} s later")
+    assert started.text().count("error: host node2 (ranks 2, 3) did not come within 60 s") == 2
+    until_empty(hosts.first, 10)
 
 
 @pytest.mark.faults
