@@ -91,9 +91,9 @@ def test_a_leading_zero_is_no_octal() -> None:
     ],
 )
 def test_a_huge_exponent_fills_no_memory(word: str, value: float) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert scalar(word) == value
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_a_number_of_thousands_of_digits_is_text() -> None:
@@ -173,11 +173,11 @@ def test_anchors_aliases_and_tags_are_refused(text: str) -> None:
     ids=["[", "{", "[]", "-", "blocks"],
 )
 def test_deep_nesting_is_refused_and_fast(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert "nested too deep to be a recipe. Flatten it." in only_fault(
         lambda: parse_yaml(text, "f")
     )
-    assert time.perf_counter() - start < 5  # PyYAML alone takes 12 s for the first
+    assert time.process_time() - start < 5  # PyYAML alone takes 12 s for the first
 
 
 def test_forty_levels_are_read() -> None:

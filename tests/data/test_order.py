@@ -28,9 +28,9 @@ def test_tiny_epochs(n: int) -> None:
 def test_a_billion_windows_start_at_once_and_do_not_collide() -> None:
     n = 1_070_000_000
     ids = np.arange(10**6, dtype=np.int64) + 3 * n // 2
-    started = time.perf_counter()
+    started = time.process_time()
     sample_windows(ids[:512], n, seed=1)
-    assert time.perf_counter() - started < 0.5  # 1 ms; a permutation array would take minutes
+    assert time.process_time() - started < 0.5  # 1 ms; a permutation array would take minutes
     windows = sample_windows(ids, n, seed=1)
     assert windows.min() >= 0
     assert windows.max() < n

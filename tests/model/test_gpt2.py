@@ -310,10 +310,10 @@ def test_parameter_counts(
     n_positions: int, n_layer: int, n_embd: int, n_head: int, expected: int
 ) -> None:
     config = GPT2Config(n_positions=n_positions, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.device("meta"):
         model = GPT2LMHeadModel(config, seed=0)
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
