@@ -140,7 +140,10 @@ def _log_in(host: str, ssh: Ssh, where: str) -> Check:
     by_hand = shlex.join(["ssh", *ssh._port_words(), host])
     done = _run(ssh.login_command(host))
     if done is None:
-        fix = f"Type {by_hand}, and see where it stops."
+        fix = (
+            f"Type {by_hand}, and see where it stops: before the login, or after it, in a start-up "
+            "file of the shell there (~/.bashrc)."
+        )
         return failed(name, f"{where}: ssh did not end within {_LOGIN_SECONDS:.0f} s", fix)
     if done.returncode == 0:
         return ok(name, f"{where} lets this user in")

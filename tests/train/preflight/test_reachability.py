@@ -110,7 +110,10 @@ def test_an_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     check = only("w", Ssh(2222))
     assert time.monotonic() - began < 10
     assert check.found == "w port 2222: ssh did not end within 0 s"
-    assert check.fix == "Type ssh -p 2222 w, and see where it stops."
+    assert check.fix == (
+        "Type ssh -p 2222 w, and see where it stops: before the login, or after it, in a start-up "
+        "file of the shell there (~/.bashrc)."
+    )
 
 
 def test_programs_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
