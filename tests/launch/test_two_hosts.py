@@ -15,8 +15,9 @@ import pytest
 
 from tests.faults.jobs import job, losses_of
 from tests.launch.documented_words import AWKWARD, documented_sets
+from tests.launch.host import until
 from tests.launch.two_host_jobs import OPENMPI, SSH_ENDS, TwoHostJob, train_words
-from tests.launch.two_hosts import TwoHosts, two_hosts, until
+from tests.launch.two_hosts import TwoHosts, two_hosts
 from tests.small_run import metrics_of, small_dataset
 
 pytestmark = pytest.mark.heavy

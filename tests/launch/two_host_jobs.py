@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.jobs import newest_step
-from tests.launch.two_hosts import Host, TwoHosts, until
+from tests.launch.host import Host, until
+from tests.launch.two_hosts import TwoHosts
 from tests.small_run import SETTINGS
 
 OPENMPI = '--launcher openmpi --launcher_args="--allow-run-as-root"'

@@ -12,21 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.sshd import write_keys, write_ssh, write_sshd_configuration
 from tests.launch.unavailable import unavailable
 from tests.ranks import free_port
 
-# HOME: no start-up file of the user's shell, which may take any time.
 _SERVER = """\
 ListenAddress 127.0.0.1
 Port {port}
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/authorized_keys
-PidFile none
-UsePAM no
-StrictModes no
-PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv HOME={folder}
 """
 _CLIENT = """\
 Host good
@@ -82,20 +75,15 @@ def ssh_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         except OSError:
             unavailable("sshd needs the folder /run/sshd: sudo mkdir /run/sshd")
     port = free_port()
-    for name in ("host_key", "user_key"):
-        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-        subprocess.run(words, check=True)
-    shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+    write_keys(folder)
     key = (folder / "host_key.pub").read_text()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {key}good {key}[good]:{port} {key}")
     netcat, tools = folder / "netcat", folder / "tools"
     netcat.write_text(_NETCAT.format(port=port))
-    (folder / "sshd.conf").write_text(_SERVER.format(port=port, folder=folder))
+    netcat.chmod(0o755)
+    write_sshd_configuration(folder, _SERVER.format(port=port))
     (folder / "ssh.conf").write_text(_CLIENT.format(port=port, folder=folder, netcat=netcat))
-    tools.mkdir()
-    (tools / "ssh").write_text(f'#!/bin/sh\nexec {ssh} -F {folder}/ssh.conf "$@"\n')
-    for path in (netcat, tools / "ssh"):
-        path.chmod(0o755)
+    write_ssh(folder, ssh, tools)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     log = (folder / "sshd.log").open("wb")
     server = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "sshd.conf")], stderr=log)
