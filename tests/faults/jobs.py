@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt2_ds.train.ledger import read_ledger
 from tests.conftest import REPOSITORY
 from tests.ranks import free_port
 from tests.small_run import SETTINGS, metrics_of
@@ -226,6 +227,20 @@ def with_no_process(act: Callable[[], None]) -> None:
     """Do something to a process that may be gone."""
     with suppress(ProcessLookupError):
         act()
+
+
+def length(steps: int) -> tuple[str, ...]:
+    """Settings of a run of so many steps."""
+    return (
+        f"schedule.total_tokens={steps * 256}",
+        f"schedule.decay_tokens={steps * 256}",
+        "evaluation.interval_steps=7",
+    )
+
+
+def events_of(run_dir: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of a run's ledger about one kind of event."""
+    return [line for line in read_ledger(run_dir / "ledger.jsonl") if line["event"] == event]
 
 
 def losses_of(run_dir: Path) -> list[tuple[Any, ...]]:

@@ -11,20 +11,11 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
-from gpt2_ds.train.ledger import read_ledger
 from tests.faults.conftest import Row
-from tests.faults.jobs import curve_of, job, losses_of, newest_step
+from tests.faults.jobs import curve_of, events_of, job, length, losses_of, newest_step
 from tests.small_run import metrics_of
 
 SAVES = ("checkpoint.interval_steps=2", "checkpoint.keep_best=false")
-
-
-def length(steps: int) -> tuple[str, ...]:
-    return (
-        f"schedule.total_tokens={steps * 256}",
-        f"schedule.decay_tokens={steps * 256}",
-        "evaluation.interval_steps=7",
-    )
 
 
 def killed_again_and_again(
@@ -55,7 +46,7 @@ def killed_again_and_again(
     for name in ("loss", "validation_loss"):  # TensorBoard keeps 32 bits
         curve = curve_of(broken, f"{'train' if name == 'loss' else 'validation'}/loss")
         assert curve == pytest.approx(dict(metrics_of(broken, "step", name)), rel=1e-6)
-    resumes = [line for line in read_ledger(broken / "ledger.jsonl") if line["event"] == "resume"]
+    resumes = events_of(broken, "resume")
     assert len(resumes) == kills
     assert not list((broken / "checkpoints").glob("*.tmp"))
     return {"kills": made, "in saves": in_saves, "resumes": len(resumes)}

@@ -12,15 +12,11 @@ import pytest
 
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from gpt2_ds.train.ledger import read_ledger
-from tests.faults.jobs import Job, gone, job, losses_of, newest_step
-from tests.faults.test_kills import SAVES, length
+from tests.faults.jobs import Job, events_of, gone, job, length, losses_of, newest_step
+from tests.faults.test_kills import SAVES
 from tests.faults.test_signals import LONG, RARE
 
 RESTARTS = ("--restarts", "2")
-
-
-def events_of(run: Path, event: str) -> list[str]:
-    return [line["reason"] for line in read_ledger(run / "ledger.jsonl") if line["event"] == event]
 
 
 def killed_and_restarted(
@@ -46,7 +42,7 @@ def killed_and_restarted(
     for number in range(1, len(victims) + 1):
         assert f"restart {number} of {len(victims)}: the last attempt " in text
     attempts = [f"attempt {n} of this job after a failure" for n in range(1, len(victims) + 1)]
-    assert events_of(run, "restart") == attempts
+    assert [line["reason"] for line in events_of(run, "restart")] == attempts
     assert len(events_of(run, "resume")) == len(victims)  # each from a checkpoint, not from zero
     assert losses_of(run) == losses_of(folder / "unbroken")
     assert len(losses_of(run)) > steps

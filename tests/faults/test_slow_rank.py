@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import gpt2_ds.train.loop as loop
-from gpt2_ds.train.ledger import read_ledger
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Row
+from tests.faults.jobs import events_of
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan
 
@@ -92,10 +92,6 @@ def each(data: Path, folder: Path, cases: list[tuple[str, str, float, float]]) -
     ]
 
 
-def slow_events(run: Path) -> list[dict[str, Any]]:
-    return [line for line in read_ledger(run / "ledger.jsonl") if line["event"] == "slow_rank"]
-
-
 def named_within_20_steps(
     data: Path, folder: Path, cases: list[tuple[str, str, float, float]]
 ) -> list[int]:
@@ -105,7 +101,7 @@ def named_within_20_steps(
         write_template(stage, folder / f"{i}")
     found, _ = run_ranks(each, 2, folder, data, folder, cases)
     for i, (case, said) in enumerate(zip(cases, found, strict=True)):
-        events = slow_events(folder / f"{i}" / "run")
+        events = events_of(folder / f"{i}" / "run", "slow_rank")
         if case[3] == 0.0:
             assert "median rank" not in said, case
             assert events == [], case

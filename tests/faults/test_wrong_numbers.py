@@ -17,6 +17,7 @@ import gpt2_ds.train.loop as loop
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.train.arguments import StartOptions
 from gpt2_ds.train.ledger import read_ledger
+from tests.faults.jobs import events_of
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan
 
@@ -143,7 +144,7 @@ def spike_skip_and_replay(data: Path, folder: Path) -> list[str]:
 def test_a_spike_is_written_down_and_a_step_replayed(data: Path, tmp_path: Path) -> None:
     (spiked, replayed), _ = run_ranks(spike_skip_and_replay, 2, tmp_path, data, tmp_path)
     run = tmp_path / "run"
-    (spike,) = [e for e in read_ledger(run / "ledger.jsonl") if e["event"] == "loss_spike"]
+    (spike,) = events_of(run, "loss_spike")
     assert spike["step"] == 30
     assert "samples 232:240" in spike["reason"]
     assert "step 30: the loss" in spiked

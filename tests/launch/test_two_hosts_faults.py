@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
-from gpt2_ds.train.ledger import read_ledger
-from tests.faults.jobs import job, losses_of, newest_step
+from tests.faults.jobs import events_of, job, length, losses_of, newest_step
 from tests.launch.two_host_jobs import LONG, OPENMPI, TwoHostJob, train_words, until_empty
 from tests.launch.two_hosts import TwoHosts, two_hosts
 from tests.small_run import small_dataset
@@ -21,7 +20,6 @@ pytestmark = pytest.mark.heavy
 
 IMPATIENT = ("health.timeout_seconds=20",)
 STEPS_TO_THE_END = 40
-SIXTY_STEPS = ("schedule.total_tokens=15360", "schedule.decay_tokens=15360")
 
 
 @pytest.fixture
@@ -148,16 +146,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 def test_restarts_bring_back_a_rank_that_died_on_the_other_host(
     hosts: TwoHosts, data: Path, tmp_path: Path, way: str
 ) -> None:
-    with job(tmp_path / "one_host", data, *SIXTY_STEPS, ranks=4) as unbroken:
+    with job(tmp_path / "one_host", data, *length(60), ranks=4) as unbroken:
         assert unbroken.wait(300) == [0, 0, 0, 0], unbroken.text()
     hosts.write_environment(MASTER_ADDR=hosts.first.address)
-    started = start(hosts, data, tmp_path, *SIXTY_STEPS, way=way, words="--restarts 1")
+    started = start(hosts, data, tmp_path, *length(60), way=way, words="--restarts 1")
     started.until(lambda: complete_checkpoints(started.run_dir))
     os.kill(hosts.second.ranks()[3], signal.SIGKILL)
     assert started.wait() == 0, started.text()
     assert "restart 1 of 1: the last attempt " in started.text()
-    events = [line["event"] for line in read_ledger(started.run_dir / "ledger.jsonl")]
-    assert events.count("restart") == events.count("resume") == 1
+    assert len(events_of(started.run_dir, "restart")) == 1
+    assert len(events_of(started.run_dir, "resume")) == 1
     assert losses_of(started.run_dir) == losses_of(unbroken.run_dir)  # to the last bit
     started.until_gone()
 
