@@ -137,7 +137,7 @@ def test_leaving_together(tmp_path: Path, code: str) -> None:
 def test_a_rank_that_does_not_come_holds_nobody_for_long(tmp_path: Path) -> None:
     zero, one = start_two(_LEAVE, str(tmp_path), "leave", "wait", "75")
     wait_for(tmp_path / "joined0", tmp_path / "joined1")
-    assert zero.wait(timeout=30) == 75
+    assert zero.wait(timeout=8) == 75
     (tmp_path / "go").touch()
     for rank in (zero, one):
         rank.communicate(timeout=30)
@@ -148,7 +148,7 @@ def test_a_rank_that_does_not_come_holds_nobody_for_long(tmp_path: Path) -> None
 def test_a_rank_that_is_gone_and_a_terminal_that_is_gone(tmp_path: Path) -> None:
     zero, one = start_two(_LEAVE, str(tmp_path), "no terminal", "die", "0")
     wait_for(tmp_path / "joined0", tmp_path / "joined1")
-    assert zero.wait(timeout=30) == 0
+    assert zero.wait(timeout=8) == 0
     _, error = zero.communicate()
     assert "Traceback" not in error
     one.communicate(timeout=30)

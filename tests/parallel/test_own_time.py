@@ -35,8 +35,8 @@ def _own_seconds() -> list[float]:
 
 def test_on_a_cpu_waiting_is_taken_off(tmp_path: Path) -> None:
     zero, one = run_ranks(_own_seconds, 2, tmp_path)
-    assert zero == [pytest.approx(0.0, abs=0.25)] * 2 + [0.0]
-    assert one == [pytest.approx(1.2, abs=0.25)] * 2 + [0.0]
+    assert zero == [pytest.approx(0.0, abs=0.2)] * 2 + [0.0]
+    assert one == [pytest.approx(1.2, abs=0.2)] * 2 + [0.0]
 
 
 class _Event:
