@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers
 
-from gpt2_ds.model import GPT2LMHeadModel
+from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+
+SMALL = GPT2Config(vocab_size=97, n_positions=24, n_embd=32, n_layer=2, n_head=4)
 
 Pair = tuple[transformers.GPT2LMHeadModel, GPT2LMHeadModel]
 
