@@ -62,7 +62,7 @@ def alike(
         facts: of all ranks.
         value: what is compared, as a person reads it.
         fix: what to do where it differs.
-        differs: the verdict then.
+        differs: makes the check then: `failed` or `warning`.
     """
     holders: dict[str, list[RankFacts]] = {}
     for each in facts:
