@@ -7,9 +7,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of, user_error
-from gpt2_ds.config.launcher import adopt_launcher_variables, world_size
-from gpt2_ds.config.node_environment import load_node_environment
 from gpt2_ds.config.run_plan import resolve_run
+from gpt2_ds.hosts.launcher import adopt_launcher_variables, world_size
+from gpt2_ds.hosts.node_environment import load_node_environment
 
 
 def arguments() -> argparse.Namespace:

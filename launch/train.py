@@ -7,12 +7,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
-from gpt2_ds.config.hostfile import check_hostfile, ranks_of, read_hostfile
-from gpt2_ds.config.launcher import adopt_launcher_variables, check_world_size, rank, world_size
-from gpt2_ds.config.node_commands import describe_nodes
-from gpt2_ds.config.node_environment import load_node_environment
 from gpt2_ds.config.run_plan import describe, resolve_run
-from gpt2_ds.config.supervisor import supervise
+from gpt2_ds.hosts.hostfile import check_hostfile, ranks_of, read_hostfile
+from gpt2_ds.hosts.launcher import adopt_launcher_variables, check_world_size, rank, world_size
+from gpt2_ds.hosts.node_commands import describe_nodes
+from gpt2_ds.hosts.node_environment import load_node_environment
+from gpt2_ds.hosts.supervisor import supervise
 from gpt2_ds.train.arguments import StartOptions, parse
 from gpt2_ds.train.inputs import open_inputs
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.recipe import DataSection
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY, Dataset
@@ -21,6 +20,7 @@ from gpt2_ds.data.samples import Samples
 from gpt2_ds.data.split import MAX_OPEN_SHARDS
 from gpt2_ds.data.streaming import open_streamed
 from gpt2_ds.data.tokenizer import Tokenizer
+from gpt2_ds.hosts.launcher import world_size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
-from gpt2_ds.config.launcher import rank, world_size
+from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.process_group import host_group
 
 Value = TypeVar("Value")

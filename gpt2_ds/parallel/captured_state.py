@@ -20,8 +20,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
-from gpt2_ds.config.launcher import local_world_size
-from gpt2_ds.parallel.host_memory import free_memory
+from gpt2_ds.hosts.host_memory import free_memory
+from gpt2_ds.hosts.launcher import local_world_size
 
 _MEMORY_SHARE = 0.8
 

@@ -14,7 +14,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
 from gpt2_ds.config.batches import Level
-from gpt2_ds.config.launcher import world_size
+from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.muon import keep_momentum, muon_within_blocks, rate_factor
 from gpt2_ds.parallel.process_group import local_device

@@ -15,8 +15,8 @@ from itertools import groupby
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
-from gpt2_ds.config.launcher import hosts_of_ranks, rank, world_size
-from gpt2_ds.parallel.network_device import address_towards, name_gloo_device
+from gpt2_ds.hosts.launcher import hosts_of_ranks, rank, world_size
+from gpt2_ds.hosts.network_device import address_towards, name_gloo_device
 
 _LOOK_SECONDS = 0.2
 _FIRST_WORD_SECONDS = 15.0

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.evaluation.loss import window_loss
+from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes

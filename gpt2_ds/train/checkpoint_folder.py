@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.train.retention import delete
 from gpt2_ds.train.terminal import say
 

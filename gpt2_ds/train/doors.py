@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gpt2_ds.config.launcher import rank
-from gpt2_ds.parallel.network_device import address_towards
+from gpt2_ds.hosts.launcher import rank
+from gpt2_ds.hosts.network_device import address_towards
 from gpt2_ds.train.rank_status import Finding, RankProcess, Status, find_end
 
 _SILENT_SECONDS = 10.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED
-from gpt2_ds.config.launcher import world_size
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.config.supervisor import attempt
+from gpt2_ds.hosts.launcher import world_size
+from gpt2_ds.hosts.supervisor import attempt
 from gpt2_ds.parallel.process_group import device_title
 from gpt2_ds.train.arguments import StartOptions
 from gpt2_ds.train.checkpoint import Progress

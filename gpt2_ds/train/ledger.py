@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 
 Event = Literal[
     "start",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.process_group import device_title
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from gpt2_ds.config.process import Process
+from gpt2_ds.hosts.process import Process
 
 _CONNECT_TIMEOUT = timedelta(seconds=60)
 

@@ -14,8 +14,8 @@ import torch
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, agreed, user_error
 from gpt2_ds.config.fingerprint import fingerprint
-from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_all, by_rank_0, gathered
 from gpt2_ds.parallel.elastic import load_elastic
 from gpt2_ds.parallel.parameter_states import ParameterStates

@@ -24,11 +24,11 @@ from gpt2_ds.config.errors import (
     RunError,
     exit_code_of,
 )
-from gpt2_ds.config.launcher import local_ranks, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.data.skipped import SKIPPED_FILE, Ranges
+from gpt2_ds.hosts.launcher import local_ranks, rank, world_size
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered, until_all
 from gpt2_ds.parallel.engine import build_engine

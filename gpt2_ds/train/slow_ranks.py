@@ -7,7 +7,7 @@ import statistics
 import torch
 import torch.distributed as dist
 
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.process_group import host_group
 
 _SHARE = 0.25

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from gpt2_ds.config.process import Process
+from gpt2_ds.hosts.process import Process
 
 _OWN_END_SECONDS = 5.0
 _WRITING_SECONDS = 0.5

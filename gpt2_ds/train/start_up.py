@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gpt2_ds.config.process import Process, launchers
+from gpt2_ds.hosts.process import Process, launchers
 
 
 def start_up_words() -> str:

@@ -7,8 +7,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from gpt2_ds.config.process import Process, launchers
-from gpt2_ds.config.supervisor import is_supervised, stop_signals
+from gpt2_ds.hosts.process import Process, launchers
+from gpt2_ds.hosts.supervisor import is_supervised, stop_signals
 
 LAUNCHER_GONE = "the launcher is gone"
 _PERIOD_SECONDS = 1.0

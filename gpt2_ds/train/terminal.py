@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import FILE_TROUBLES, file_trouble
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.data.loader import validation_batches
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.evaluation.loss import validation_loss
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import totals
 from gpt2_ds.train.terminal import say
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.loader import validation_batches
 from gpt2_ds.evaluation.loss import validation_loss, window_loss
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from tests.ranks import run_ranks
 from tests.small_run import small_dataset

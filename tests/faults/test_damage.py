@@ -53,7 +53,7 @@ def damaged_in_every_way(
     """
     global probe
     from gpt2_ds.config.derive import model_fields
-    from gpt2_ds.config.launcher import rank, world_size
+    from gpt2_ds.hosts.launcher import rank, world_size
     from gpt2_ds.model import GPT2Config
     from gpt2_ds.parallel.agreement import by_rank_0
     from gpt2_ds.parallel.engine import build_engine

@@ -62,7 +62,7 @@ def train_at(
     data: Path, run: Path, stage: str, place: str, base_seconds: float, extra_seconds: float
 ) -> str:
     """What a run said in which all take some seconds a step, and rank 1 some more."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.train.run import train
 
     plan = small_plan(

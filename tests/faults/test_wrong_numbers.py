@@ -28,7 +28,7 @@ class Disturbed:
     """The loss of some steps is something else on one rank."""
 
     def __init__(self, micro_steps: int, losses: dict[int, float], rank: int) -> None:
-        from gpt2_ds.config.launcher import rank as own_rank
+        from gpt2_ds.hosts.launcher import rank as own_rank
 
         self.plain, self.losses = loop.window_loss, losses if own_rank() == rank else {}
         self.calls, self.micro_steps = 0, micro_steps
@@ -157,7 +157,7 @@ def test_a_spike_is_written_down_and_a_step_replayed(data: Path, tmp_path: Path)
 
 def flipped_weight(data: Path, folder: Path) -> str:
     """A bit of one rank's weights flips in step 3, while step 2 is being written."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.train.run import train
 
     plan = small_plan(

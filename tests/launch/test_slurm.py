@@ -239,7 +239,7 @@ def test_every_documented_set_arrives_as_it_was_typed(nodes: SlurmNodes, tmp_pat
 _PROBE = """
 import json, sys
 sys.path.insert(0, {root!r})
-from gpt2_ds.config.launcher import *
+from gpt2_ds.hosts.launcher import *
 adopt_launcher_variables()
 with open(f"{out}_{{rank()}}", "w") as file:
     json.dump([world_size(), list(local_ranks()), nodes(), hosts_of_ranks()], file)

@@ -27,8 +27,8 @@ WAYS = {"pdsh": "", "openmpi": OPENMPI}
 _ECHO = """
 import hashlib, json, os, sys
 from pathlib import Path
-from gpt2_ds.config.launcher import adopt_launcher_variables, rank
-from gpt2_ds.config.node_environment import load_node_environment
+from gpt2_ds.hosts.launcher import adopt_launcher_variables, rank
+from gpt2_ds.hosts.node_environment import load_node_environment
 
 before = "HF_TOKEN" in os.environ
 load_node_environment()

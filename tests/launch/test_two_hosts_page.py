@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.hostfile import read_hostfile
+from gpt2_ds.hosts.hostfile import read_hostfile
 from tests.conftest import REPOSITORY
 from tests.launch.two_hosts import NODE_ENVIRONMENT, PACKAGES, TwoHosts, two_hosts
 from tests.small_run import SETTINGS, metrics_of, small_dataset

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.evaluation.generation import generate
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from tests.ranks import run_ranks
 

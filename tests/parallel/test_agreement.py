@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 
 
 def agreements() -> dict[str, object]:
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.parallel.agreement import all_agree, gathered, totals
 
     def fail(error: Exception) -> str:
@@ -65,7 +65,7 @@ def test_every_rank_learns_the_same(world_size: int, tmp_path: Path) -> None:
 
 def long_works() -> dict[str, object]:
     """What a watchdog hears of work that gets on for a while and then hangs for as long."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.parallel.agreement import by_all, totals
 
     heard: list[tuple[float, str]] = []

@@ -103,7 +103,7 @@ def test_the_catcher_does_not_load() -> None:
 def caught_and_written(folder: Path, template: str) -> list[tuple[str, bool]]:
     """Files of this rank: are the caught tensors those that DeepSpeed writes itself?"""
     from gpt2_ds.config.derive import model_fields
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.model import GPT2Config
     from gpt2_ds.parallel.engine import build_engine
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.config.launcher import world_size
+from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.compiled_ops import can_build
 from tests.parallel.test_parameter_states import RANK_0, change, some_values, write_stage_2
 from tests.parallel.trained_checkpoints import (

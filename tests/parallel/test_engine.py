@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt2_ds.config.derive import count_parameters, model_fields
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.engine import parameter_groups
 from tests.ranks import run_ranks

@@ -100,7 +100,7 @@ def test_a_network_that_joins_nobody_is_said_at_the_meeting() -> None:
 _LEAVE = """
 import atexit, os, sys, time
 from pathlib import Path
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.process_group import join, leave
 join(timeout_minutes=1)
 folder, deed, code = Path(sys.argv[1]), sys.argv[2 + rank()], int(sys.argv[4])

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def _own_seconds() -> list[float]:
     """Rank 1 comes 0.6 s late to each collective: two that wait at once, two in which it waits."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
 
     own, found = OwnTime(CPU, 3), []
     for block in (own.alone, own.together):

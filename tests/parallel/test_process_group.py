@@ -100,7 +100,7 @@ def test_alone(code: str, environment: dict[str, str], threads: int) -> None:
 _LEAVE = """
 import sys, time
 from pathlib import Path
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.process_group import join, leave
 join(timeout_minutes=1)
 folder, first, codes = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")

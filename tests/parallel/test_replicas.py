@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.launcher import rank, world_size
+from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.replicas import _checksum, differences
 from tests.ranks import run_ranks

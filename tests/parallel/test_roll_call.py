@@ -103,7 +103,7 @@ _ODD = """
 import os, sys
 import torch
 from gpt2_ds.config.errors import exit_code_of
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel import process_group
 from gpt2_ds.parallel.process_group import join, leave
 if rank() == int(sys.argv[1]):

@@ -9,8 +9,8 @@ import torch
 
 from gpt2_ds.config.batches import Batches
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.recipe import BatchSection, RampSection
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from tests.parallel.test_zero_against_torch import batches, plan_of
 from tests.ranks import run_ranks

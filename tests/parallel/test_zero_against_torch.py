@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from gpt2_ds.config.template import for_a_small_model
 from gpt2_ds.config.template_file import load_template
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.compiled_ops import can_build
 from tests.conftest import REPOSITORY

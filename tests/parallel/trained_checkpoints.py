@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.model import GPT2Config
 from tests.small_run import small_plan
 

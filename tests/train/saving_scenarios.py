@@ -182,7 +182,7 @@ def while_it_writes(bench: Bench) -> Found:
 
 def failures(bench: Bench) -> Found:
     """The last rank cannot write, once for each reason, behind and at once; all ranks hear it."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
 
     found: Found = {}
     full = OSError(errno.ENOSPC, "No space left on device", "runs/x/step_2.tmp/a.pt")

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpt2_ds.config.process import Process
+from gpt2_ds.hosts.process import Process
 from gpt2_ds.train import doors
 from gpt2_ds.train.doors import Address, Answer, Door, Doors
 from gpt2_ds.train.rank_status import RankProcess, Status

@@ -24,7 +24,7 @@ STALE = "a build of async_io died"
 _CHECKING = """
 import os, sys, time
 from pathlib import Path
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.train.arguments import TRAIN
 from gpt2_ds.train.run import train_and_leave
@@ -66,7 +66,7 @@ def clear_twice(folder: Path) -> tuple[list[list[str]], str]:
     from contextlib import redirect_stderr
     from io import StringIO
 
-    from gpt2_ds.config import launcher
+    from gpt2_ds.hosts import launcher
     from gpt2_ds.train import first_checks
 
     me, left, said = launcher.rank(), [], StringIO()

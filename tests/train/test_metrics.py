@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.plan.flops import flops_per_token
 from gpt2_ds.train.metrics import Metrics, end_curves_at, keep_metrics_until
 from tests.ranks import run_ranks

@@ -45,7 +45,7 @@ def test_anything_else_stops_the_run(saved: float, loaded: float) -> None:
 
 def _checked(losses: list[float]) -> tuple[str, bool]:
     """The error of a rank, and whether rank 0 alone prints it."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
 
     try:
         check_probe(Path("c/step_1"), 2.0, losses[rank()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_ds.config.process import Process
+from gpt2_ds.hosts.process import Process
 from gpt2_ds.train.rank_status import (
     Finding,
     RankProcess,

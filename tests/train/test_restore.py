@@ -210,7 +210,7 @@ def test_the_newest_that_is_right_is_taken_wherever_it_is(data: Path, tmp_path: 
 
 def another_host_sees_less(data: Path, folder: Path) -> dict[str, str]:
     """Rank 1 finds a file damaged, then cannot read it; rank 0 finds it right."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.train import checkpoint_manifest, restore
     from gpt2_ds.train.run import train
 

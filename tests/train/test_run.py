@@ -268,7 +268,7 @@ def test_a_flipped_bit_in_a_shard_is_named_on_every_rank(tmp_path: Path) -> None
 
 
 def another_dataset(data: Path, other: Path, run_dir: Path) -> str:
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.train.run import train
 
     try:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.train.slow_ranks import SlowRanks, slow_ranks
 from tests.ranks import run_ranks
 

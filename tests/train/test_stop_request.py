@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.process import Process
+from gpt2_ds.hosts.process import Process
 from gpt2_ds.train.stop_request import LAUNCHER_GONE, StopRequest
 from tests.conftest import REPOSITORY
 

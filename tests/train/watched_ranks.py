@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from gpt2_ds.config.errors import RunError, exit_code_of
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.watchdog import Watchdog
 

@@ -7,14 +7,14 @@ from argparse import Namespace
 from functools import partial
 
 from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of
-from gpt2_ds.config.hostfile import (
+from gpt2_ds.hosts.hostfile import (
     check_environment_file,
     check_sent_variables,
     environment_files,
     ranks_of,
     read_hostfile,
 )
-from gpt2_ds.config.node_commands import describe_nodes
+from gpt2_ds.hosts.node_commands import describe_nodes
 from gpt2_ds.train.preflight.reachability import Ssh, commands, is_another, reach
 from gpt2_ds.train.preflight.verdicts import Check, exit_code, ok, table, warning
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from gpt2_ds.config.launcher import world_size
+from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.agreement import gathered, totals
 from gpt2_ds.train.preflight.comparisons import one_a_node
 from gpt2_ds.train.preflight.rank_facts import RankFacts

@@ -12,8 +12,8 @@ from typing import NoReturn
 import torch
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED, Fault, UserError, exit_code_of
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.train.inputs import open_inputs

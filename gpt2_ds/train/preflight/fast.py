@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from gpt2_ds.config.errors import UserError, agreed, faults_of
-from gpt2_ds.config.hostfile import check_environment_file, environment_files
-from gpt2_ds.config.launcher import nodes, rank, world_size
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.hostfile import check_environment_file, environment_files
+from gpt2_ds.hosts.launcher import nodes, rank, world_size
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.plan.states import model_states
 from gpt2_ds.train.preflight.clocks import clocks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import get_default_build_root
 
-from gpt2_ds.config.launcher import nodes
+from gpt2_ds.hosts.launcher import nodes
 from gpt2_ds.parallel import compiled_ops
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.train.preflight.verdicts import Check, failed, ok

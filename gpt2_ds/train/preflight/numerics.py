@@ -22,13 +22,13 @@ from torch.nn import functional
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import derive, model_fields
 from gpt2_ds.config.errors import EXIT_RUN_FAILED, RunError, exit_code_of
-from gpt2_ds.config.launcher import rank, world_size
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.run_plan import RunPlan, default_run_dir
 from gpt2_ds.config.template import for_a_small_model
 from gpt2_ds.config.template_file import load_template
 from gpt2_ds.evaluation.loss import window_loss
+from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.engine import (

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from gpt2_ds.config.launcher import local_ranks, rank
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.parallel.host_memory import free_memory, total_memory
+from gpt2_ds.hosts.host_memory import free_memory, total_memory
+from gpt2_ds.hosts.launcher import local_ranks, rank
 from gpt2_ds.parallel.process_group import device_title, local_device
 from gpt2_ds.train.run_directory import git_commit, package_versions
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt2_ds.config.launcher import rank
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.plan.states import disk_bytes
 from gpt2_ds.train.preflight.comparisons import gib

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import gathered, totals
 from gpt2_ds.train.preflight.comparisons import one_a_node
 from gpt2_ds.train.preflight.rank_facts import RankFacts

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.heavy
 _BROKEN = """
 import sys, time
 from pathlib import Path
-from gpt2_ds.config.launcher import rank
+from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.train.preflight import every_rank
 from tests.small_run import small_plan
 

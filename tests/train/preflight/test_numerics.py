@@ -212,7 +212,7 @@ def test_a_difference_ends_with_1(tmp_path: Path) -> None:
 
 def stopped_on_rank_1(folder: Path) -> None:
     """Rank 1 alone meets an error in the middle of the second case."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.train.preflight import numerics
 
     numerics.CASES = tuple(case for case in numerics.CASES if case.dtype == "fp32")

@@ -60,7 +60,7 @@ def test_a_machine_with_a_slow_network() -> None:
 
 def slow_on_rank_2() -> list[Check]:
     """Three machines; whatever large the last takes part in takes 0.3 s longer."""
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
 
     reduce = torch.distributed.all_reduce
 

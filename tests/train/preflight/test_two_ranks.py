@@ -24,7 +24,7 @@ def scenarios(data: Path, folder: Path) -> dict[str, Any]:
     """What each check finds; rank 1 is the odd one."""
     import torch
 
-    from gpt2_ds.config.launcher import rank
+    from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.parallel.agreement import gathered
     from gpt2_ds.train.preflight import every_rank, fast
     from gpt2_ds.train.preflight import run_folder as run_folder_module

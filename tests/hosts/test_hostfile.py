@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config import hostfile
-from gpt2_ds.config.hostfile import (
+from gpt2_ds.hosts import hostfile
+from gpt2_ds.hosts.hostfile import (
     ancestors,
     check_hostfile,
     environment_files,

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2_ds.config.hostfile import read_hostfile
-from gpt2_ds.config.launcher import MASTER_PORT
+from gpt2_ds.hosts.hostfile import read_hostfile
+from gpt2_ds.hosts.launcher import MASTER_PORT
 
 _OURS = ("--hostfile", "--dry-run", "--local_rank")  # the last is the launcher's
 # What a shell acts on within double quotes, and what it acts on without; pdsh acts on %h, %n, %u.

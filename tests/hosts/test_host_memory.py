@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.parallel import host_memory
-from gpt2_ds.parallel.host_memory import free_memory, total_memory
+from gpt2_ds.hosts import host_memory
+from gpt2_ds.hosts.host_memory import free_memory, total_memory
 
 
 def of_machine(key: str) -> int:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from functools import cache
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.config.hostfile import ancestors
-from gpt2_ds.config.process import program_of
+from gpt2_ds.hosts.hostfile import ancestors
+from gpt2_ds.hosts.process import program_of
 
 MASTER_PORT = "29500"
 """Where the ranks meet unless another is given; deepspeed's own."""

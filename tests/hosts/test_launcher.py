@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config import launcher
-from gpt2_ds.config.launcher import (
+from gpt2_ds.hosts import launcher
+from gpt2_ds.hosts.launcher import (
     adopt_launcher_variables,
     check_world_size,
     deepspeed_nodes,
@@ -221,7 +221,7 @@ def test_what_deepspeed_says_of_its_nodes() -> None:
 _PROBE = """
 import os, sys
 sys.path.insert(0, {root!r})
-from gpt2_ds.config.launcher import hosts_of_ranks, local_ranks, nodes
+from gpt2_ds.hosts.launcher import hosts_of_ranks, local_ranks, nodes
 seen = [*local_ranks(), nodes(), *hosts_of_ranks()]
 with open({out!r} + os.environ["RANK"], "w") as file:
     print(os.environ["LOCAL_RANK"], *seen, file=file)

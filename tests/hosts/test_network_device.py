@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from gpt2_ds.parallel.network_device import address_towards, device_of, name_gloo_device
+from gpt2_ds.hosts.network_device import address_towards, device_of, name_gloo_device
 
 NAME = "GLOO_SOCKET_IFNAME"
 
@@ -59,7 +59,7 @@ def test_the_machine_that_the_master_names_looks_towards_another(
         asked.append(host)
         return "127.0.0.1"
 
-    monkeypatch.setattr("gpt2_ds.parallel.network_device.address_towards", towards)
+    monkeypatch.setattr("gpt2_ds.hosts.network_device.address_towards", towards)
     name_gloo_device(["127.0.1.1", "10.0.0.2"], "127.0.1.1")
     assert (asked, os.environ[NAME]) == (["10.0.0.2"], "lo")
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.config.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
-from gpt2_ds.config.process import RUNNERS, program_and_words
+from gpt2_ds.hosts.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
+from gpt2_ds.hosts.process import RUNNERS, program_and_words
 
 _HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[ \t]+slots=[1-9][0-9]*$")
 _LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."

@@ -17,8 +17,8 @@ from gpt2_ds.config.errors import (
     EXIT_WRONG_INPUT,
     user_error,
 )
-from gpt2_ds.config.launcher import rank
-from gpt2_ds.config.process import Process, launchers
+from gpt2_ds.hosts.launcher import rank
+from gpt2_ds.hosts.process import Process, launchers
 
 _ATTEMPT = "GPT2_DS_SUPERVISED"
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.process import Process, launchers, program_of
+from gpt2_ds.hosts.process import Process, launchers, program_of
 
 
 def find(pid: int) -> Process:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.config.node_environment import load_node_environment
+from gpt2_ds.hosts.node_environment import load_node_environment
 from tests.conftest import REPOSITORY
 
 SECRET = "hf_Zq7theSecretValue"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.process import Process
-from gpt2_ds.config.supervisor import attempt, exit_code, supervise
+from gpt2_ds.hosts.process import Process
+from gpt2_ds.hosts.supervisor import attempt, exit_code, supervise
 from tests.config.small_recipe import only_fault
 from tests.conftest import REPOSITORY
 from tests.ranks import free_port
@@ -26,7 +26,7 @@ sys.path.insert(0, "")
 folder, restarts, *ends = sys.argv[1:]
 if "GPT2_DS_SUPERVISED" not in os.environ:
     (Path(folder) / "supervisor").write_text(str(os.getpid()))
-from gpt2_ds.config.supervisor import supervise
+from gpt2_ds.hosts.supervisor import supervise
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 supervise(int(restarts))
 attempt = os.environ.get("GPT2_DS_SUPERVISED", "none")
@@ -229,7 +229,7 @@ def test_without_its_launcher_a_rank_is_not_started_again(tmp_path: Path) -> Non
 def test_torchrun_keeps_its_meetings_apart(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
-        "import os, sys\nfrom gpt2_ds.config.supervisor import supervise\nsupervise(1)\n"
+        "import os, sys\nfrom gpt2_ds.hosts.supervisor import supervise\nsupervise(1)\n"
         "print(os.environ['TORCHELASTIC_RESTART_COUNT'], flush=True)\nos._exit(1)\n"
     )
     done = subprocess.run(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config import hostfile
-from gpt2_ds.config.hostfile import check_environment_file, check_sent_variables
+from gpt2_ds.hosts import hostfile
+from gpt2_ds.hosts.hostfile import check_environment_file, check_sent_variables
 from tests.config.small_recipe import faults_of, only_fault
-from tests.config.test_hostfile import file
+from tests.hosts.test_hostfile import file
 
 GOOD = [
     "NCCL_DEBUG=INFO",
