@@ -20,8 +20,8 @@ from pathlib import Path
 from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.data.cache_folder import CacheFolder, Order, file_name
 from gpt2_ds.data.manifest import ShardEntry
-from gpt2_ds.data.remote import RemoteFolder
-from gpt2_ds.data.remote_source import Stopped
+from gpt2_ds.files.remote_files import RemoteFolder
+from gpt2_ds.files.remote_source import Stopped
 
 POSITION_POLL_SECONDS = 0.05
 # Looking through a folder of many thousand shards takes a while, and the others wait meanwhile.

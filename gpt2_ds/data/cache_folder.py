@@ -20,10 +20,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Literal
 
-from gpt2_ds.data.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, writing
 from gpt2_ds.data.manifest import ShardEntry
-from gpt2_ds.data.remote import RemoteFolder
-from gpt2_ds.data.remote_source import Stopped
+from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, writing
+from gpt2_ds.files.remote_files import RemoteFolder
+from gpt2_ds.files.remote_source import Stopped
 
 Order = Sequence[tuple[RemoteFolder, ShardEntry]]
 LOCK_FILE = "room.lock"

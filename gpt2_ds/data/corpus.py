@@ -15,11 +15,11 @@ from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY, Dataset
 from gpt2_ds.data.manifest import ShardEntry
 from gpt2_ds.data.mixture import Mixture, Phase
-from gpt2_ds.data.remote import RemoteFolder, is_remote
 from gpt2_ds.data.samples import Samples
 from gpt2_ds.data.split import MAX_OPEN_SHARDS
 from gpt2_ds.data.streaming import open_streamed
 from gpt2_ds.data.tokenizer import Tokenizer
+from gpt2_ds.files.remote_files import RemoteFolder, is_remote
 from gpt2_ds.hosts.launcher import world_size
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
-from gpt2_ds.data.claimed_file import claimed
-from gpt2_ds.data.durable_file import sha256_of, sync, write_durably
 from gpt2_ds.data.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from gpt2_ds.data.remote import RemoteFolder
 from gpt2_ds.data.tokenizer import RANKS_FILE, TOKENIZER_FILE, Tokenizer
+from gpt2_ds.files.claimed_file import claimed
+from gpt2_ds.files.durable_file import sha256_of, sync, write_durably
+from gpt2_ds.files.remote_files import RemoteFolder
 
 # The manifest, under this name until all else is there: an incomplete copy is no dataset.
 PARTIAL_FILE = "manifest.json.part"

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.data.durable_file import write_durably
+from gpt2_ds.files.durable_file import write_durably
 
 MANIFEST_FILE = "manifest.json"
 FORMAT: Final = 2

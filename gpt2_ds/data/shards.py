@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.data.checksum import BLOCK_BYTES, Checksum, checksum_of
-from gpt2_ds.data.durable_file import sha256_of, write_durably
 from gpt2_ds.data.manifest import ShardEntry, SplitName
+from gpt2_ds.files.checksum import BLOCK_BYTES, Checksum, checksum_of
+from gpt2_ds.files.durable_file import sha256_of, write_durably
 
 HEADER_BYTES = 1024
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32

@@ -9,10 +9,10 @@ from pathlib import Path
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY, Dataset
-from gpt2_ds.data.durable_file import write_durably
 from gpt2_ds.data.manifest import MANIFEST_FILE, ShardEntry
-from gpt2_ds.data.remote import RemoteFolder
 from gpt2_ds.data.tokenizer import RANKS_FILE, TOKENIZER_FILE
+from gpt2_ds.files.durable_file import write_durably
+from gpt2_ds.files.remote_files import RemoteFolder
 
 SMALL_FILES = (
     f"{TOKENIZER_DIRECTORY}/{RANKS_FILE}",

@@ -18,7 +18,7 @@ import torch.distributed
 from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.durable_file import sync
+from gpt2_ds.files.durable_file import sync
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.agreement import (
     GoesOn,

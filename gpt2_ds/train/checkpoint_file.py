@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gpt2_ds.data.durable_file import sync
+from gpt2_ds.files.durable_file import sync
 from gpt2_ds.parallel.agreement import file_trouble
 from gpt2_ds.train.checkpoint_manifest import FileRecord, hash_file
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt2_ds.config.errors import RunError, user_error
-from gpt2_ds.data.durable_file import sha256_of
+from gpt2_ds.files.durable_file import sha256_of
 
 MANIFEST = "manifest.json"
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.durable_file import naming
+from gpt2_ds.files.durable_file import naming
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.agreement import by_rank_0
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale

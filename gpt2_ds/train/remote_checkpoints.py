@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.data.claimed_file import writing
-from gpt2_ds.data.durable_file import sync, write_durably
-from gpt2_ds.data.remote_source import Stopped
+from gpt2_ds.files.claimed_file import writing
+from gpt2_ds.files.durable_file import sync, write_durably
+from gpt2_ds.files.remote_source import Stopped
 from gpt2_ds.train.checkpoint_folder import put_aside
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,

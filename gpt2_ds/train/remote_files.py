@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2_ds.config.errors import RunError, user_error
-from gpt2_ds.data.claimed_file import allocate, write_all, writing
-from gpt2_ds.data.remote import MAX_READ_BYTES, is_remote
-from gpt2_ds.data.remote_source import RemoteFault, RemoteSource, Stopped, fault_of, redacted
+from gpt2_ds.files.claimed_file import allocate, write_all, writing
+from gpt2_ds.files.remote_files import MAX_READ_BYTES, is_remote
+from gpt2_ds.files.remote_source import RemoteFault, RemoteSource, Stopped, fault_of, redacted
 
 _LONGEST_DELAY_SECONDS = 30.0
 _PIECE_BYTES = 1 << 24

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.durable_file import write_durably
+from gpt2_ds.files.durable_file import write_durably
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_FILES = ("recipe.yaml", "deepspeed.json", "environment.json")

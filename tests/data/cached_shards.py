@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2_ds.data.cache_folder import Order
-from gpt2_ds.data.remote import RemoteFolder
-from tests.data.fault_server import FaultServer, entry_of, serving, shard
+from gpt2_ds.files.remote_files import RemoteFolder
+from tests.files.fault_server import FaultServer, entry_of, serving, shard
 
 N_SHARDS = 24
 N_BYTES = 2**17

@@ -12,7 +12,7 @@ import pytest
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.cache_folder import file_name
-from gpt2_ds.data.remote import RemoteFolder
+from gpt2_ds.files.remote_files import RemoteFolder
 from tests.data.cached_shards import (
     ENTRIES,
     N_BYTES,
@@ -23,7 +23,7 @@ from tests.data.cached_shards import (
     until,
     watched,
 )
-from tests.data.fault_server import FaultServer, entry_of, serving, shard
+from tests.files.fault_server import FaultServer, entry_of, serving, shard
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from gpt2_ds.data import cache as cache_module
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.cache_folder import Order, file_name
 from gpt2_ds.data.manifest import ShardEntry
-from gpt2_ds.data.remote import RemoteFolder
+from gpt2_ds.files.remote_files import RemoteFolder
 from tests.data.cached_shards import (
     ENTRIES,
     N_BYTES,
@@ -28,7 +28,7 @@ from tests.data.cached_shards import (
     shard_server,
     until,
 )
-from tests.data.fault_server import FaultServer
+from tests.files.fault_server import FaultServer
 
 
 @pytest.fixture

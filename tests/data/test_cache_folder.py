@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_ds.data.cache_folder import CacheFolder, Order, _victims, file_name
-from gpt2_ds.data.claimed_file import allocate, claimed
 from gpt2_ds.data.manifest import ShardEntry
-from gpt2_ds.data.remote import RemoteFolder
-from gpt2_ds.data.remote_source import Stopped
-from tests.data.fault_server import entry_of, shard
+from gpt2_ds.files.claimed_file import allocate, claimed
+from gpt2_ds.files.remote_files import RemoteFolder
+from gpt2_ds.files.remote_source import Stopped
+from tests.files.fault_server import entry_of, shard
 
 N_BYTES = 100
 SHARDS = [shard(number, N_BYTES) for number in range(24)]

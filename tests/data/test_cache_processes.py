@@ -11,9 +11,9 @@ import pytest
 
 from gpt2_ds.data.cache import ShardCache
 from gpt2_ds.data.cache_folder import file_name
-from gpt2_ds.data.remote import RemoteFolder
+from gpt2_ds.files.remote_files import RemoteFolder
 from tests.data.cached_shards import until, watched
-from tests.data.fault_server import entry_of, serving, shard
+from tests.files.fault_server import entry_of, serving, shard
 
 ROOT = Path(__file__).resolve().parents[2]
 N_BYTES = 2**17

@@ -20,8 +20,8 @@ from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.loader import TokenLoader
 from gpt2_ds.data.manifest import Layout, ShardEntry
 from gpt2_ds.data.split import OPEN_ATTEMPTS, Split
-from tests.data.fault_server import FaultServer, serving
 from tests.data.small_dataset import make_dataset
+from tests.files.fault_server import FaultServer, serving
 
 T = 64
 N_SHARDS = 40

@@ -13,15 +13,15 @@ import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.data import fetch as fetch_module
-from gpt2_ds.data.claimed_file import claimed
 from gpt2_ds.data.dataset import Dataset
 from gpt2_ds.data.fetch import PARTIAL_FILE, fetch
 from gpt2_ds.data.preparation.adopt import adopt
-from gpt2_ds.data.remote import RemoteFolder
 from gpt2_ds.data.tokenizer import load_tokenizer
-from tests.data.fault_server import FaultServer, serving
+from gpt2_ds.files.claimed_file import claimed
+from gpt2_ds.files.remote_files import RemoteFolder
 from tests.data.foreign_shards import write_megatron
 from tests.data.small_dataset import EOT, make_dataset
+from tests.files.fault_server import FaultServer, serving
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

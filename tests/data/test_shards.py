@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data import checksum, shards
+from gpt2_ds.data import shards
 from gpt2_ds.data.manifest import Layout, ShardEntry
 from gpt2_ds.data.shards import map_tokens, read_header, read_index, verify_shard, write_shard
+from gpt2_ds.files import checksum
 
 SHA256 = "0123456789abcdef" * 4
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.remote_source import RemoteFault
+from gpt2_ds.files.remote_source import RemoteFault
 from gpt2_ds.train import remote_checkpoints, remote_files
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,

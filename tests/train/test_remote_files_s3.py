@@ -10,7 +10,7 @@ import pytest
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.train.checkpoint_manifest import MANIFEST, step_name
 from gpt2_ds.train.remote_checkpoints import Damaged, RemoteCheckpoints
-from tests.data.fault_server import serving
+from tests.files.fault_server import serving
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_dataset
 from tests.train.saved_files import FILES, contents, save

@@ -11,7 +11,7 @@ from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.inputs import open_inputs
 from tests.conftest import REPOSITORY
-from tests.data.fault_server import serving
+from tests.files.fault_server import serving
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_plan
 

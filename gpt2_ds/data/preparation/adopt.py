@@ -16,9 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
-from gpt2_ds.data.checksum import Checksum
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
-from gpt2_ds.data.durable_file import sha256_of, sync
 from gpt2_ds.data.layouts import detect_layout, read_layout
 from gpt2_ds.data.manifest import (
     FORMAT,
@@ -40,6 +38,8 @@ from gpt2_ds.data.shards import (
     read_index,
 )
 from gpt2_ds.data.tokenizer import Tokenizer
+from gpt2_ds.files.checksum import Checksum
+from gpt2_ds.files.durable_file import sha256_of, sync
 
 SUFFIXES = (".bin", ".npy")
 # In fineweb_val_000000.bin and validation/, but not in medieval.bin or values.npy.

@@ -21,7 +21,6 @@ import numpy as np
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
 from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
-from gpt2_ds.data.durable_file import sync
 from gpt2_ds.data.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -51,6 +50,7 @@ from gpt2_ds.data.preparation.request import (
 from gpt2_ds.data.preparation.sources import HubChoice, find_inputs
 from gpt2_ds.data.preparation.units import Cutting, UnitWriter
 from gpt2_ds.data.tokenizer import Tokenizer
+from gpt2_ds.files.durable_file import sync
 
 
 def prepare(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.remote import RemoteFolder
-from tests.data.fault_server import serving, shard
+from gpt2_ds.files.remote_files import RemoteFolder
+from tests.files.fault_server import serving, shard
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data import remote as remote_module
-from gpt2_ds.data.claimed_file import claimed
-from gpt2_ds.data.remote import RemoteFolder, is_remote
-from gpt2_ds.data.remote_source import Stopped
-from tests.data.fault_server import FaultServer, serving, shard
+from gpt2_ds.files import remote_files as remote_module
+from gpt2_ds.files.claimed_file import claimed
+from gpt2_ds.files.remote_files import RemoteFolder, is_remote
+from gpt2_ds.files.remote_source import Stopped
+from tests.files.fault_server import FaultServer, serving, shard
 
 CONTENT = shard(7, 3 * 2**20 + 17)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -8,9 +8,9 @@ import fsspec
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.remote import RemoteFolder
-from gpt2_ds.data.remote_source import Stopped, fault_of, redacted
-from tests.data.fault_server import shard
+from gpt2_ds.files.remote_files import RemoteFolder
+from gpt2_ds.files.remote_source import Stopped, fault_of, redacted
+from tests.files.fault_server import shard
 
 CONTENT = shard(7, 3 * 2**20 + 17)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

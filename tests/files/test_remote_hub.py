@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.data.fault_server import FaultServer, serving, shard
+from tests.files.fault_server import FaultServer, serving, shard
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = shard(5, 3 * 2**20 + 1)
@@ -29,7 +29,7 @@ def download(server: FaultServer, name: str, out: Path) -> str:
     """What a process of its own says: the hub's client reads its address once, when imported."""
     code = (
         "from pathlib import Path\n"
-        "from gpt2_ds.data.remote import RemoteFolder\n"
+        "from gpt2_ds.files.remote_files import RemoteFolder\n"
         "remote = RemoteFolder('hf://datasets/me/owt@main/made', attempts=2,\n"
         "    first_delay_seconds=0.01)\n"
         "try:\n"

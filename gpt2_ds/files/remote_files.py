@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpt2_ds.config.errors import RunError, user_error
-from gpt2_ds.data.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, write_all, writing
-from gpt2_ds.data.durable_file import sync
-from gpt2_ds.data.remote_source import RemoteFault, RemoteSource, Stopped, redacted
+from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, write_all, writing
+from gpt2_ds.files.durable_file import sync
+from gpt2_ds.files.remote_source import RemoteFault, RemoteSource, Stopped, redacted
 
 MAX_READ_BYTES = 64 * 2**20
 LONGEST_DELAY_SECONDS = 30.0
