@@ -11,9 +11,9 @@ from typing import Any
 from gpt2_ds.config.deepspeed import deepspeed_config
 from gpt2_ds.config.derive import Derived, derive
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.config.findings import Finding
 from gpt2_ds.config.fingerprint import result_keys
-from gpt2_ds.config.lint import lint
+from gpt2_ds.config.lint.findings import Finding
+from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.template import Template

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gpt2_ds.config.derive import derive
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_WRONG_INPUT, Fault, UserError, user_error
-from gpt2_ds.config.findings import Finding
-from gpt2_ds.config.lint import lint
+from gpt2_ds.config.lint.findings import Finding
+from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.releases import installed_deepspeed
 from gpt2_ds.config.template_file import load_template

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
+from gpt2_ds.config.lint.template_needs import check_needs
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.config.template import Template
-from gpt2_ds.config.template_needs import check_needs
 from gpt2_ds.data.corpus import Corpus
 from gpt2_ds.hosts.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.parallel.agreement import Pulse, gathered, until_all

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from gpt2_ds.config import releases
-from gpt2_ds.config.lint import lint
+from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.releases import WRONG_RELEASES, installed_deepspeed, numbers_of
 from gpt2_ds.config.template_file import load_template
+from tests.config.lint.test_rules import CPU, RIGHT, said
 from tests.config.small_recipe import load_small
-from tests.config.test_lint import CPU, RIGHT, said
 from tests.conftest import REPOSITORY
 
 # The release before the mend, template and recipe that it hits, and others that it spares.

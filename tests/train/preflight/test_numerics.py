@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from gpt2_ds.config import lint
 from gpt2_ds.config.errors import UserError
+from gpt2_ds.config.lint import rules as lint
 from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.train.preflight.verdicts import Check, Verdict
 from tests.conftest import REPOSITORY

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from gpt2_ds.config.derive import vocabulary_size
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.config.findings import Finding, Job
-from gpt2_ds.config.lint_muon import muon
+from gpt2_ds.config.lint.findings import Finding, Job
+from gpt2_ds.config.lint.muon import muon
 from gpt2_ds.config.numbers import round_up
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from gpt2_ds.config.releases import WRONG_RELEASES, installed_deepspeed

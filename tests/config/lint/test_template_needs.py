@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config import template_needs
+from gpt2_ds.config.lint import template_needs
+from gpt2_ds.config.lint.template_needs import check_needs
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_file import load_template
-from gpt2_ds.config.template_needs import check_needs
 from tests.config.small_recipe import faults_of, only_fault
 from tests.conftest import REPOSITORY
 

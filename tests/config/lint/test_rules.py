@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gpt2_ds.config.findings import Finding
-from gpt2_ds.config.lint import RULES, lint
+from gpt2_ds.config.lint.findings import Finding
+from gpt2_ds.config.lint.rules import RULES, lint
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.template_file import load_template
 from tests.config.small_recipe import load_small
@@ -230,7 +230,7 @@ def test_the_shipped_templates_have_no_error(path: Path) -> None:
 
 
 def test_every_rule_is_in_the_list() -> None:
-    from gpt2_ds.config import lint as module
+    from gpt2_ds.config.lint import rules as module
 
     rules = {
         value for name, value in vars(module).items() if "Iterator[Finding]" in _returns(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpt2_ds.config.findings import Finding, Job
+from gpt2_ds.config.lint.findings import Finding, Job
 from gpt2_ds.config.releases import numbers_of
 
 _SINCE = "0.19.8"

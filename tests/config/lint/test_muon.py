@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.config.test_lint import CPU, NVME, said
+from tests.config.lint.test_rules import CPU, NVME, said
 
 MUON = [
     "optimizer.name=muon",
