@@ -6,7 +6,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpt2_ds.plan import diff, fit, lint, list_recipes, schedule, show
+from gpt2_ds.plan import lint, schedule, show
+from gpt2_ds.plan.cost import fit
+from gpt2_ds.plan.papers import diff, list_recipes
 
 
 @dataclass(frozen=True)

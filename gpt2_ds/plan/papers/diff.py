@@ -9,8 +9,8 @@ from pathlib import Path
 from gpt2_ds.config.errors import EXIT_DONE, nearest, user_error
 from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.yaml_document import read_text
-from gpt2_ds.plan.list_recipes import RECIPES
-from gpt2_ds.plan.paper import PAPERS, Paper
+from gpt2_ds.plan.papers.list_recipes import RECIPES
+from gpt2_ds.plan.papers.paper import PAPERS, Paper
 
 _HEAD = ("key", "paper", "source", "here", "why (the comment beside it)")
 

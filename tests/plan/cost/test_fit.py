@@ -17,10 +17,10 @@ import pytest
 
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.run_plan import resolve_run
-from gpt2_ds.plan import fit
-from gpt2_ds.plan.gpus import parse_gpus
-from gpt2_ds.plan.memory import need
-from gpt2_ds.plan.settings import settings, templates
+from gpt2_ds.plan.cost import fit
+from gpt2_ds.plan.cost.gpus import parse_gpus
+from gpt2_ds.plan.cost.memory import need
+from gpt2_ds.plan.cost.settings import settings, templates
 from tests.config.small_recipe import only_fault
 from tests.conftest import REPOSITORY
 
@@ -335,7 +335,7 @@ def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_neither_torch_nor_deepspeed_is_loaded() -> None:
-    code = "import sys, gpt2_ds.plan.fit; print(*{'torch', 'deepspeed', 'numpy'} & {*sys.modules})"
+    code = "import sys, gpt2_ds.plan.cost.fit; print(*{'torch', 'deepspeed', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2_ds.plan.gpus import GIB, GPUS, parse_gpus
+from gpt2_ds.plan.cost.gpus import GIB, GPUS, parse_gpus
 from tests.config.small_recipe import only_fault
 
 

@@ -7,10 +7,9 @@ from statistics import median
 
 import pytest
 
-from gpt2_ds.plan.flops import flops_per_token
-from gpt2_ds.plan.gpus import parse_gpus
-from gpt2_ds.plan.run_time import run_seconds, sharing_of, work_of
-from gpt2_ds.plan.speed import (
+from gpt2_ds.plan.cost.gpus import parse_gpus
+from gpt2_ds.plan.cost.run_time import run_seconds, sharing_of, work_of
+from gpt2_ds.plan.cost.speed import (
     DEEPSPEED_TOOK,
     DEEPSPEED_TOOK_FAR,
     MEASURED_GPUS,
@@ -21,8 +20,9 @@ from gpt2_ds.plan.speed import (
     compute_seconds,
     step_time,
 )
+from gpt2_ds.plan.flops import flops_per_token
 from tests.conftest import REPOSITORY
-from tests.plan.published_points import CHENYAOFO, FOUNDRY, MEGATRON, POINTS, Point
+from tests.plan.cost.published_points import CHENYAOFO, FOUNDRY, MEGATRON, POINTS, Point
 from tests.plan.test_states import plan
 
 GPT2 = Work(124_475_904, 12, 768, 1024, 50304)

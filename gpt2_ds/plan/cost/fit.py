@@ -9,20 +9,20 @@ from math import inf
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, user_error
-from gpt2_ds.plan.gpus import GIB, GPUS, Cluster, parse_gpus
-from gpt2_ds.plan.memory import DeviceParts
-from gpt2_ds.plan.picture import Bar, bars, write_page
-from gpt2_ds.plan.schedule import curves
-from gpt2_ds.plan.settings import Setting, Settings, settings
-from gpt2_ds.plan.show import add_recipe_arguments
-from gpt2_ds.plan.speed import (
+from gpt2_ds.plan.cost.gpus import GIB, GPUS, Cluster, parse_gpus
+from gpt2_ds.plan.cost.memory import DeviceParts
+from gpt2_ds.plan.cost.settings import Setting, Settings, settings
+from gpt2_ds.plan.cost.speed import (
     DEEPSPEED_TOOK,
     DEEPSPEED_TOOK_FAR,
     MEASURED_GPUS,
     MEASURED_KINDS,
 )
+from gpt2_ds.plan.cost.what_would import what_would
+from gpt2_ds.plan.picture import Bar, bars, write_page
+from gpt2_ds.plan.schedule import curves
+from gpt2_ds.plan.show import add_recipe_arguments
 from gpt2_ds.plan.states import checkpoint_bytes, disk_bytes
-from gpt2_ds.plan.what_would import what_would
 
 _DAY = 86400
 _CHUNK_WORTH = 0.1  # of a GPU: so much of logits is worth a hint

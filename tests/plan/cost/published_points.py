@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2_ds.plan.gpus import Cluster, parse_gpus
-from gpt2_ds.plan.speed import Sharing, Work
+from gpt2_ds.plan.cost.gpus import Cluster, parse_gpus
+from gpt2_ds.plan.cost.speed import Sharing, Work
 
 FOUNDRY = "github.com/mosaicml/llm-foundry/blob/main/scripts/train/benchmarking/README.md"
 LLM_C = "github.com/karpathy/llm.c/discussions/481"

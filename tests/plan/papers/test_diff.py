@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.recipe_file import load_recipe
-from gpt2_ds.plan.diff import add_arguments, deviations, diff, paper_of, recipe_file
-from gpt2_ds.plan.paper import PAPERS, Published
+from gpt2_ds.plan.papers.diff import add_arguments, deviations, diff, paper_of, recipe_file
+from gpt2_ds.plan.papers.paper import PAPERS, Published
 from tests.config.small_recipe import only_fault
 from tests.conftest import REPOSITORY
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.plan import list_recipes as module
-from gpt2_ds.plan.list_recipes import add_arguments, list_recipes, listed
+from gpt2_ds.plan.papers import list_recipes as module
+from gpt2_ds.plan.papers.list_recipes import add_arguments, list_recipes, listed
 from tests.config.small_recipe import SMALL, only_fault
 from tests.conftest import REPOSITORY
 
@@ -96,7 +96,7 @@ def test_a_wrong_recipe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_it_loads_no_torch() -> None:
     code = (
-        "import sys, gpt2_ds.plan.diff, gpt2_ds.plan.list_recipes\n"
+        "import sys, gpt2_ds.plan.papers.diff, gpt2_ds.plan.papers.list_recipes\n"
         "print(*({name.partition('.')[0] for name in sys.modules} & {'torch', 'deepspeed'}))"
     )
     done = subprocess.run(

@@ -12,15 +12,15 @@ from gpt2_ds.config.errors import UserError, user_error
 from gpt2_ds.config.numbers import divisors
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
+from gpt2_ds.plan.cost.gpus import Cluster
+from gpt2_ds.plan.cost.memory import Need, need
+from gpt2_ds.plan.cost.run_time import run_seconds
+from gpt2_ds.plan.cost.speed import StepTime
+from gpt2_ds.plan.cost.suited import suited_overrides
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.plan.gpus import Cluster
-from gpt2_ds.plan.memory import Need, need
-from gpt2_ds.plan.run_time import run_seconds
-from gpt2_ds.plan.speed import StepTime
-from gpt2_ds.plan.suited import suited_overrides
 
 _EQUAL = 1.02
-_TEMPLATES = Path(__file__).resolve().parents[2] / "ds_configs"
+_TEMPLATES = Path(__file__).resolve().parents[3] / "ds_configs"
 
 
 @dataclass(frozen=True)

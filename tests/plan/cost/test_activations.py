@@ -11,7 +11,7 @@ from torch import Tensor
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
-from gpt2_ds.plan.activations import backward_bytes, kept_bytes, logits_bytes
+from gpt2_ds.plan.cost.activations import backward_bytes, kept_bytes, logits_bytes
 from tests.small_run import small_plan
 
 B, T, C = 4, 128, 128

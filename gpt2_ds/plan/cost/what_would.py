@@ -7,9 +7,9 @@ from math import ceil
 
 from gpt2_ds.config.numbers import divisors
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.plan.gpus import GIB, GPUS, Cluster
-from gpt2_ds.plan.memory import USABLE, need
-from gpt2_ds.plan.settings import Settings
+from gpt2_ds.plan.cost.gpus import GIB, GPUS, Cluster
+from gpt2_ds.plan.cost.memory import USABLE, need
+from gpt2_ds.plan.cost.settings import Settings
 
 _CHUNK_ROWS = 256
 

@@ -11,7 +11,7 @@ from gpt2_ds.config.errors import EXIT_DONE, nearest, user_error
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.plan.flops import PEAK_BF16_FLOPS, flops_per_token, peak_bf16_flops
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 _DAY_SECONDS = 86_400
 _HEAD = ("recipe", "parameters", "unpadded", "tokens", "steps", "FLOPs", "GPU-days")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.plan.activations import backward_bytes, kept_bytes, logits_bytes
-from gpt2_ds.plan.gpus import GIB, Cluster
+from gpt2_ds.plan.cost.activations import backward_bytes, kept_bytes, logits_bytes
+from gpt2_ds.plan.cost.gpus import GIB, Cluster
 from gpt2_ds.plan.states import (
     FP32_BYTES,
     model_states,

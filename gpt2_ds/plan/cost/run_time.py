@@ -6,8 +6,8 @@ from dataclasses import replace
 from math import gcd
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.plan.gpus import Cluster
-from gpt2_ds.plan.speed import Sharing, StepTime, Work, step_time
+from gpt2_ds.plan.cost.gpus import Cluster
+from gpt2_ds.plan.cost.speed import Sharing, StepTime, Work, step_time
 from gpt2_ds.plan.states import number_bytes, reduced_bytes
 
 

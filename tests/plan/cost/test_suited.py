@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpt2_ds.config.derive import derive
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.plan.suited import suited_overrides
+from gpt2_ds.plan.cost.suited import suited_overrides
 from tests.config.small_recipe import SMALL, load_small
 
 RAMP = SMALL.replace(

@@ -1,0 +1,1 @@
+"""The papers' own numbers, and ours beside them."""
