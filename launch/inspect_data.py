@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, exit_code_of
-from gpt2_ds.data import difference, inspection, provenance
+from gpt2_ds.data.inspection import difference, inspection, provenance
 
 COMMANDS = (
     (inspection.verify, "read all, name each damaged file", {"directory": "a dataset"}),

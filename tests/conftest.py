@@ -27,7 +27,7 @@ settings.load_profile("busy machine")
 @pytest.fixture
 def gpt2_cache() -> Path:
     """A folder with the files of GPT-2's tokenizer."""
-    from gpt2_ds.data.gpt2_ranks import FILES, cached_name
+    from gpt2_ds.data.format.gpt2_ranks import FILES, cached_name
 
     folders = [SHARED / "tiktoken_cache"]
     if named := os.environ.get("TIKTOKEN_CACHE_DIR"):

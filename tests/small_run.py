@@ -10,9 +10,9 @@ import numpy as np
 
 from gpt2_ds.config.recipe import DataSection
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
-from gpt2_ds.data.corpus import Corpus
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
+from gpt2_ds.data.reading.corpus import Corpus
 from tests.conftest import REPOSITORY
 
 SETTINGS = [

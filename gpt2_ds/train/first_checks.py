@@ -10,7 +10,7 @@ from gpt2_ds.config.lint.template_needs import check_needs
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.config.template import Template
-from gpt2_ds.data.corpus import Corpus
+from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.hosts.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.parallel.agreement import Pulse, gathered, until_all
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock

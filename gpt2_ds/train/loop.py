@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.corpus import Corpus
-from gpt2_ds.data.loader import TokenLoader
-from gpt2_ds.data.samples import Samples
+from gpt2_ds.data.order.samples import Samples
+from gpt2_ds.data.reading.corpus import Corpus
+from gpt2_ds.data.reading.loader import TokenLoader
 from gpt2_ds.evaluation.loss import window_loss
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.agreement import totals

@@ -11,7 +11,7 @@ import torch
 
 from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.corpus import Corpus
+from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.evaluation.loss import validation_loss
 from gpt2_ds.parallel.agreement import gathered
 

@@ -25,9 +25,9 @@ from gpt2_ds.config.errors import (
     exit_code_of,
 )
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.corpus import Corpus
-from gpt2_ds.data.loader import TokenLoader
-from gpt2_ds.data.skipped import SKIPPED_FILE, Ranges
+from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges
+from gpt2_ds.data.reading.corpus import Corpus
+from gpt2_ds.data.reading.loader import TokenLoader
 from gpt2_ds.hosts.launcher import local_ranks, rank, world_size
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered, until_all

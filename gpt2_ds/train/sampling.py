@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.recipe_file import load_recipe
-from gpt2_ds.data.tokenizer import Tokenizer
+from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.pickles import check_pickles, pickle_names

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt2_ds.config.errors import Fault, UserError
-from gpt2_ds.data.skipped import SKIPPED_FILE, Ranges, Skipped, merged, read_skipped
+from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges, Skipped, merged, read_skipped
 from gpt2_ds.files.durable_file import write_durably
 
 _RANGE = re.compile(r"([0-9]{1,18}):([0-9]{1,18})")

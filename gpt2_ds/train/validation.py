@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gpt2_ds.data.loader import validation_batches
+from gpt2_ds.data.reading.loader import validation_batches
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.evaluation.loss import validation_loss
 from gpt2_ds.hosts.launcher import rank

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.manifest import Manifest, SplitName, TokenizerEntry
-from gpt2_ds.data.shards import write_shard
-from gpt2_ds.data.tokenizer import load_tokenizer
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.manifest import Manifest, SplitName, TokenizerEntry
+from gpt2_ds.data.format.shards import write_shard
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 
 EOT = 256
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.loader import validation_batches
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.reading.loader import validation_batches
 from gpt2_ds.evaluation.loss import validation_loss, window_loss
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel

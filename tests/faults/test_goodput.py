@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.ledger import read_ledger
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Row

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from gpt2_ds.data.manifest import ShardEntry
+from gpt2_ds.data.format.manifest import ShardEntry
 
 FOREVER = 10**9
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.conftest import REPOSITORY
 from tests.launch.commands import run_command
 from tests.ranks import free_port

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.recipe_file import dump_recipe, load_recipe
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.config.small_recipe import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]

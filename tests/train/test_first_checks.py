@@ -25,7 +25,7 @@ _CHECKING = """
 import os, sys, time
 from pathlib import Path
 from gpt2_ds.hosts.launcher import rank
-from gpt2_ds.data.corpus import Corpus
+from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.train.arguments import TRAIN
 from gpt2_ds.train.run import train_and_leave
 from tests.small_run import small_corpus, small_plan

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
 from gpt2_ds.train.inputs import open_inputs
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 

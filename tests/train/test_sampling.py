@@ -14,7 +14,7 @@ import torch
 import gpt2_ds.train.sampling as sampling
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data.tokenizer import load_tokenizer
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.train.checkpoint_manifest import choose_checkpoint
 from gpt2_ds.train.sampling import load_for_sampling, stream_samples

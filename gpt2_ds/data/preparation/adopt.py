@@ -16,9 +16,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
-from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
-from gpt2_ds.data.layouts import detect_layout, read_layout
-from gpt2_ds.data.manifest import (
+from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY
+from gpt2_ds.data.format.layouts import detect_layout, read_layout
+from gpt2_ds.data.format.manifest import (
     FORMAT,
     MANIFEST_FILE,
     Layout,
@@ -27,8 +27,7 @@ from gpt2_ds.data.manifest import (
     TokenizerEntry,
     read_manifest,
 )
-from gpt2_ds.data.preparation.progress import Progress
-from gpt2_ds.data.shards import (
+from gpt2_ds.data.format.shards import (
     NO_TOKENIZER,
     PIECE_TOKENS,
     ShardHeader,
@@ -37,7 +36,8 @@ from gpt2_ds.data.shards import (
     map_tokens,
     read_index,
 )
-from gpt2_ds.data.tokenizer import Tokenizer
+from gpt2_ds.data.format.tokenizer import Tokenizer
+from gpt2_ds.data.preparation.progress import Progress
 from gpt2_ds.files.checksum import Checksum
 from gpt2_ds.files.durable_file import sha256_of, sync
 

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.preparation.blocks import Block
-from gpt2_ds.data.tokenizer import Tokenizer
 
 DIGEST_BYTES = 32
 Tokens = npt.NDArray[np.unsignedinteger[Any]]

@@ -88,7 +88,7 @@ def chosen_documents(
 
 def shuffle_key(seed: int, unit: int) -> npt.NDArray[np.uint64]:
     """The round keys of the order of one unit's documents: (8,) uint64."""
-    from gpt2_ds.data.order import round_keys
+    from gpt2_ds.data.order.permutation import round_keys
 
     return round_keys(f"shuffle {seed} {unit}")
 
@@ -99,7 +99,7 @@ def shuffled(tokens: Tokens, lengths: Lengths, seed: int, unit: int) -> tuple[To
     Document `order[i]` comes at place i, with `order` the permutation of the key.
     """
     # 0.1 s, for the recipe's schema, that each worker process would wait for at its start.
-    from gpt2_ds.data.order import feistel
+    from gpt2_ds.data.order.permutation import feistel
 
     n = len(lengths)
     order = feistel(np.arange(n), n, shuffle_key(seed, unit))

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.data.manifest import Count, ShardEntry, Skipped
+from gpt2_ds.data.format.manifest import Count, ShardEntry, Skipped
 from gpt2_ds.files.durable_file import sync, write_durably
 
 Job = dict[str, Any]

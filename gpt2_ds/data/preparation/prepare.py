@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
-from gpt2_ds.data.dataset import TOKENIZER_DIRECTORY
-from gpt2_ds.data.manifest import (
+from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY
+from gpt2_ds.data.format.manifest import (
     FORMAT,
     MANIFEST_FILE,
     Manifest,
@@ -29,6 +29,7 @@ from gpt2_ds.data.manifest import (
     TokenizerEntry,
     read_manifest,
 )
+from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.preparation.blocks import OnBad, read_blocks
 from gpt2_ds.data.preparation.disk_space import bytes_still_needed, full_disk, is_full_disk
 from gpt2_ds.data.preparation.encoding_pool import encode_blocks
@@ -49,7 +50,6 @@ from gpt2_ds.data.preparation.request import (
 )
 from gpt2_ds.data.preparation.sources import HubChoice, find_inputs
 from gpt2_ds.data.preparation.units import Cutting, UnitWriter
-from gpt2_ds.data.tokenizer import Tokenizer
 from gpt2_ds.files.durable_file import sync
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.manifest import InputEntry, Source
+from gpt2_ds.data.format.manifest import InputEntry, Source
+from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.preparation.partial_folder import Counts, Job
 from gpt2_ds.data.preparation.sources import HubChoice, Input
 from gpt2_ds.data.preparation.units import Cutting
-from gpt2_ds.data.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
 MAX_SHARD_TOKENS = 2**30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2_ds.data.manifest import Manifest
+from gpt2_ds.data.format.manifest import Manifest
 
 
 def summary(manifest: Manifest, path: Path | str) -> list[str]:

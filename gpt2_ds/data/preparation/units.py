@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.data.manifest import ShardEntry, Skipped, SplitName
+from gpt2_ds.data.format.manifest import ShardEntry, Skipped, SplitName
+from gpt2_ds.data.format.shards import write_shard
+from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.preparation.blocks import Block
 from gpt2_ds.data.preparation.disk_space import bytes_still_needed, require_space
 from gpt2_ds.data.preparation.encoding_pool import Encoded
@@ -29,8 +31,6 @@ from gpt2_ds.data.preparation.held_documents import (
 from gpt2_ds.data.preparation.partial_folder import Counts, PartialFolder, UnitRecord
 from gpt2_ds.data.preparation.reading import BEGINNING
 from gpt2_ds.data.preparation.seen_texts import SeenTexts
-from gpt2_ds.data.shards import write_shard
-from gpt2_ds.data.tokenizer import Tokenizer
 
 FIRST_PLACES = 5  # of bad documents, kept for each reason
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from gpt2_ds.data.shards import map_tokens, read_header, read_index
-from gpt2_ds.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_ds.data.format.shards import map_tokens, read_header, read_index
+from gpt2_ds.data.format.tokenizer import Tokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COMMAND = REPOSITORY / "launch" / "prepare_data.py"

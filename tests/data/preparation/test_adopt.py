@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data import shards
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.format import shards
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import adopt as adopt_module
 from gpt2_ds.data.preparation.adopt import adopt
-from gpt2_ds.data.tokenizer import load_tokenizer
-from tests.data.foreign_shards import write_llm_c, write_megatron, write_npy
+from tests.data.format.foreign_shards import write_llm_c, write_megatron, write_npy
 
 BYTES = load_tokenizer("bytes")
 EOT = 256

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data.dataset import Dataset
-from gpt2_ds.data.manifest import Manifest
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.manifest import Manifest
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import adopt as adopt_module
 from gpt2_ds.data.preparation.adopt import adopt
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
-from tests.data.foreign_shards import write_llm_c
+from tests.data.format.foreign_shards import write_llm_c
 
 BYTES = load_tokenizer("bytes")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.preparation.arguments import parse
 from tests.data.preparation.prepared_text import (
     COMMAND,
@@ -82,7 +82,7 @@ def test_text_needs_no_large_library(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     program = (
         "import sys; from gpt2_ds.data.preparation.prepare import prepare\n"
-        "from gpt2_ds.data.tokenizer import load_tokenizer\n"
+        "from gpt2_ds.data.format.tokenizer import load_tokenizer\n"
         f"prepare([{str(tmp_path / 'a.txt')!r}], {str(tmp_path / 'out')!r}, "
         "load_tokenizer('bytes'), validation_fraction=0)\n"
         "print(*{'torch', 'datasets', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"

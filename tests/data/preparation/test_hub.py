@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.manifest import read_manifest
+from gpt2_ds.data.format.manifest import read_manifest
 from gpt2_ds.data.preparation import hub as hub_module
 from gpt2_ds.data.preparation.document import Bad, Document
 from gpt2_ds.data.preparation.hub import HubDataset, hub_documents

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pytest
 
-from gpt2_ds.data.manifest import read_manifest
+from gpt2_ds.data.format.manifest import read_manifest
 from tests.data.preparation.prepared_text import REPOSITORY, documents_of
 
 LONG_BYTES = 400 * 2**20
@@ -20,7 +20,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.tokenizer import load_tokenizer
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 
 prepare([sys.argv[1]], sys.argv[2], load_tokenizer("bytes"), on_bad="skip", validation_fraction=0,
         document_separator=sys.argv[3] or None)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.shards import write_shard
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import units
 from gpt2_ds.data.preparation.partial_folder import PartialFolder, partial_path
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.data.shards import write_shard
-from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.shards import write_shard
+from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import blocks, encoding_pool, units
 from gpt2_ds.data.preparation import prepare as prepare_module
 from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
-from gpt2_ds.data.shards import write_shard
-from gpt2_ds.data.tokenizer import load_tokenizer
 from tests.data.preparation.prepared_text import BYTES, contents, documents_of, texts, write_rows
 
 

@@ -24,7 +24,7 @@ import sys, time
 
 if __name__ == "__main__":
     from gpt2_ds.data.preparation.prepare import prepare
-    from gpt2_ds.data.tokenizer import load_tokenizer
+    from gpt2_ds.data.format.tokenizer import load_tokenizer
 
     gpt2 = load_tokenizer("gpt2")
     began = time.perf_counter()

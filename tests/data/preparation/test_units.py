@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_ds.data.dataset import Dataset
+from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.shards import map_tokens, read_header, read_index
 from gpt2_ds.data.preparation import blocks
 from gpt2_ds.data.preparation.held_documents import DOCUMENTS_AT_ONCE, shuffled
 from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.preparation.reading import BEGINNING
 from gpt2_ds.data.preparation.sources import find_inputs
 from gpt2_ds.data.preparation.units import are_validation
-from gpt2_ds.data.shards import map_tokens, read_header, read_index
 from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
 
 

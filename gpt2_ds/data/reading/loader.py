@@ -1,0 +1,260 @@
+"""Batches of tokens for the training loop, read ahead by one thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.numbers import divisors
+from gpt2_ds.data.format.split import Split, Tokens
+from gpt2_ds.data.order.permutation import rank_sample_ids
+from gpt2_ds.data.order.samples import Samples, require_windows
+
+CHUNK_TOKENS = 2**21  # handed over at a time: two milliseconds of gathering
+CHUNK_SAMPLES = 2**12  # at most: short ones cost by their number
+PIECE_TOKENS = 2**16  # made int64 at a time: 512 KiB stay in a core's cache
+LOCATED_SAMPLES = 2**15  # placed at a time: a call for one costs as much as for a thousand
+
+Chunk = Tokens | torch.Tensor  # as on the disk, or int64 in page-locked memory
+
+
+class TokenLoader:
+    """The micro-batches of one rank, without end; epochs follow each other.
+
+    With the same seed and global batch size, the ranks together see the same samples in each
+    optimizer step, however many they are. To resume, give the number of samples seen. It counts
+    what the *optimizer* has seen: what was read ahead and not used is read again.
+
+    Args:
+        samples: what to read, in which order.
+        global_batch_size: sequences an optimizer step, all ranks.
+        micro_batch_size: B, sequences a batch, this rank; may be set to another between batches.
+        rank: 0..world_size-1, among the data-parallel processes.
+        world_size: the number of data-parallel processes.
+        samples_seen: sequences all ranks have been trained on before; a whole number of steps.
+        pin_memory: copy batches into page-locked memory; needs a CUDA device.
+        prefetch: chunks of one or more batches read ahead.
+
+    Raises:
+        UserError: the batch sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        samples_seen: int = 0,
+        pin_memory: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        share = len(rank_sample_ids(samples_seen, global_batch_size, rank, world_size))
+        if share % micro_batch_size:
+            fit = divisors(share)
+            raise user_error(
+                "batch.micro_batch_size",
+                f"{micro_batch_size} does not divide the {share} sequences a step of each rank",
+                f"Use one of {', '.join(map(str, fit))}.",
+            )
+        reading = _Reading(samples, micro_batch_size, samples_seen, rank, world_size)
+        self._reading = reading
+        self._queue: queue.Queue[Chunk | Exception] = queue.Queue(maxsize=prefetch)
+        self.micro_batch_size = micro_batch_size
+        self._pieces: Iterator[torch.Tensor] = iter(())
+        self._rest = torch.empty(0)
+        stop = threading.Event()
+        # The current CUDA device belongs to a thread: without it, pinning opens device 0.
+        device = torch.cuda.current_device() if pin_memory else None
+        thread = threading.Thread(
+            target=_read_ahead,
+            args=(reading, self._queue, stop, device),
+            name="token-loader",
+            daemon=True,
+        )
+        # Runs at close(), when the loader is forgotten, or before the interpreter ends: a thread
+        # still in numpy or torch by then can abort the process.
+        self._close = weakref.finalize(self, _end_thread, thread, stop)
+        self._failure: Exception | None = None
+        thread.start()
+
+    @property
+    def samples_read(self) -> int:
+        """Samples before the one that is read next, all ranks: ahead of what training has seen."""
+        return self._reading.next_sample - self._reading.rank
+
+    def __iter__(self) -> TokenLoader:
+        """Itself."""
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        """The next micro-batch: (micro_batch_size, T + 1) int64.
+
+        Raises:
+            RuntimeError: the loader is closed.
+            Exception: whatever the reading thread ran into.
+        """
+        if not self._close.alive:
+            raise RuntimeError("the TokenLoader is closed")
+        parts, wanted = list[torch.Tensor](), self.micro_batch_size
+        while wanted:
+            if not len(self._rest):
+                self._rest = self._next_piece()
+            parts.append(self._rest[:wanted])
+            self._rest = self._rest[wanted:]
+            wanted -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _next_piece(self) -> torch.Tensor:
+        """Samples that follow those handed out: (n, T + 1) int64."""
+        piece = next(self._pieces, None)
+        while piece is None:
+            if self._failure is None:
+                item = self._queue.get()
+                if not isinstance(item, Exception):
+                    self._pieces = _pieces(item, self.micro_batch_size)
+                    piece = next(self._pieces)
+                    continue
+                self._failure = item
+            raise self._failure
+        return piece
+
+    def close(self) -> None:
+        """End the thread; may be called twice."""
+        self._close()
+
+    def __enter__(self) -> TokenLoader:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+class _Reading:
+    """The chunks of one rank: its samples are n + r, n + r + W, ... across all steps."""
+
+    def __init__(
+        self, samples: Samples, micro_batch_size: int, samples_seen: int, rank: int, world_size: int
+    ) -> None:
+        self.samples, self.rank = samples, rank
+        wanted = min(CHUNK_SAMPLES, CHUNK_TOKENS // samples.seq_length)
+        batches = max(1, wanted // micro_batch_size)
+        self._chunk = batches * micro_batch_size
+        self._ahead = self._chunk
+        self._world_size = world_size
+        self.next_sample = samples_seen + rank
+        self._sources = self._windows = np.empty(0, dtype=np.int64)
+
+    def chunk(self) -> Tokens:
+        """The next few micro-batches in one piece: (n B, T + 1)."""
+        n = self._chunk
+        if not len(self._windows):
+            ids = self.next_sample + self._world_size * np.arange(self._ahead, dtype=np.int64)
+            # Few at first, so that the first batch comes at once.
+            self._ahead = n * max(1, min(4 * self._ahead, LOCATED_SAMPLES) // n)
+            self._sources, self._windows = self.samples.locate(ids)
+        tokens = self.samples.read(self._sources[:n], self._windows[:n])
+        self._sources, self._windows = self._sources[n:], self._windows[n:]
+        self.next_sample += self._world_size * n
+        return tokens
+
+
+def _pieces(chunk: Chunk, micro_batch_size: int) -> Iterator[torch.Tensor]:
+    """A chunk in parts, int64, each of whole micro-batches."""
+    if isinstance(chunk, torch.Tensor):
+        yield chunk
+        return
+    rows = micro_batch_size * max(1, PIECE_TOKENS // (micro_batch_size * chunk.shape[1]))
+    for start in range(0, len(chunk), rows):
+        yield torch.from_numpy(chunk[start : start + rows].astype(np.int64))
+
+
+def _read_ahead(
+    reading: _Reading,
+    ready: queue.Queue[Chunk | Exception],
+    stop: threading.Event,
+    device: int | None,
+) -> None:
+    # Holds no reference to the loader, so that a forgotten loader is collected.
+    while not stop.is_set():
+        item: Chunk | Exception
+        try:
+            item = reading.chunk()
+            if device is not None:
+                torch.cuda.set_device(device)
+                item = torch.from_numpy(item.astype(np.int64)).pin_memory()
+        except Exception as error:
+            item = error
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.05)
+                break
+            except queue.Full:
+                continue
+        if isinstance(item, Exception):
+            return
+
+
+def _end_thread(thread: threading.Thread, stop: threading.Event) -> None:
+    stop.set()
+    thread.join()
+
+
+def validation_batches(
+    split: Split,
+    *,
+    n_windows: int,
+    seq_length: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """The batches of one rank's part of a validation.
+
+    The windows are spread evenly over the split and are the same set for every world size. Every
+    rank gets the same number of batches, because a forward pass may be collective; rows beyond
+    `n_valid` are a repeated window, to be left out of the sums.
+
+    Args:
+        split: what to read.
+        n_windows: to validate on, all ranks together.
+        seq_length: T, tokens a sequence.
+        micro_batch_size: B, sequences a batch.
+        rank: 0..world_size-1.
+        world_size: the number of processes that share the windows.
+
+    Returns:
+        An iterator of (tokens (B, T + 1) int64, n_valid in 0..B).
+
+    Raises:
+        UserError: the split has fewer windows.
+    """
+    in_split = require_windows(split, seq_length, at_least=max(1, n_windows))
+    chosen = np.arange(n_windows, dtype=np.int64) * in_split // n_windows
+    mine = chosen[rank::world_size]
+    largest_share = -(-n_windows // world_size)
+
+    def batches() -> Iterator[tuple[torch.Tensor, int]]:
+        for start in range(0, largest_share, micro_batch_size):
+            ids = mine[start : start + micro_batch_size]
+            padding = np.full(micro_batch_size - len(ids), chosen[0])
+            rows = split.windows(np.concatenate([ids, padding]), seq_length)
+            yield torch.from_numpy(rows.astype(np.int64)), len(ids)
+
+    return batches()
