@@ -26,7 +26,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.hosts.launcher import hosts_of_ranks, local_world_size, world_size
-from gpt2_ds.parallel.roll_call import roll_call
+from gpt2_ds.parallel.rendezvous import roll_call
 
 _ALONE = {
     "RANK": "0",

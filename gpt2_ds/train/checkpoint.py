@@ -29,7 +29,7 @@ from gpt2_ds.parallel.agreement import (
     gathered,
     until_all,
 )
-from gpt2_ds.parallel.captured_state import Buffers, catch_state, copy_state, fits_in_memory
+from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
 from gpt2_ds.train.checkpoint_file import done_now, save_state, trouble, write
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (

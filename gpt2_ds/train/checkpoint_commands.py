@@ -168,8 +168,11 @@ def reshard(run: Path, step: int | None, out: Path) -> int:
     """
     checkpoint, manifest = choose_checkpoint(run, step)
 
-    from gpt2_ds.parallel.pickles import check_pickles, pickle_names  # torch: after the check
-    from gpt2_ds.parallel.universal import write_universal
+    from gpt2_ds.parallel.states.pickles import (  # torch: after the check
+        check_pickles,
+        pickle_names,
+    )
+    from gpt2_ds.parallel.states.universal import write_universal
 
     check_pickles(checkpoint, pickle_names(checkpoint))
     write_universal(checkpoint, out)

@@ -8,7 +8,7 @@ from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.samples import Samples
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
-from gpt2_ds.parallel.own_time import OwnTime
+from gpt2_ds.parallel.compute_time import OwnTime
 from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update

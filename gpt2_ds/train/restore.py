@@ -17,9 +17,9 @@ from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_all, by_rank_0, gathered
-from gpt2_ds.parallel.elastic import load_elastic
-from gpt2_ds.parallel.parameter_states import ParameterStates
-from gpt2_ds.parallel.pickles import check_pickles, pickle_names
+from gpt2_ds.parallel.states.elastic import load_elastic
+from gpt2_ds.parallel.states.parameter_states import ParameterStates
+from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names
 from gpt2_ds.train.candidates import find_candidates
 from gpt2_ds.train.checkpoint import Progress
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.parallel.states.trained_checkpoints import SOURCES, write_all
 from tests.parallel.test_process_group import end_all_started
-from tests.parallel.trained_checkpoints import SOURCES, write_all
 from tests.ranks import run_ranks
 
 

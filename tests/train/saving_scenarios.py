@@ -216,7 +216,7 @@ def failures(bench: Bench) -> Found:
 
 def little_memory(bench: Bench) -> Found:
     """There is no room for a copy: what is written by which thread, when `begin` returns."""
-    from gpt2_ds.parallel import captured_state
+    from gpt2_ds.parallel.states import captured_state
 
     found: Found = {}
     plain_memory = captured_state.free_memory

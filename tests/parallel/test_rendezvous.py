@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from gpt2_ds.parallel.roll_call import Present, unfit
+from gpt2_ds.parallel.rendezvous import Present, unfit
 from tests.conftest import REPOSITORY
 from tests.parallel.test_process_group import start_two
 from tests.ranks import free_port

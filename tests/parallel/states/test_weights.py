@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gpt2_ds.model import GPT2LMHeadModel
-from gpt2_ds.parallel.weights import load_fp32_weights
-from tests.parallel.trained_checkpoints import SEED, model_config
+from gpt2_ds.parallel.states.weights import load_fp32_weights
+from tests.parallel.states.trained_checkpoints import SEED, model_config
 
 
 @pytest.mark.heavy

@@ -12,8 +12,8 @@ import torch
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.compiled_ops import can_build
-from tests.parallel.test_parameter_states import RANK_0, change, some_values, write_stage_2
-from tests.parallel.trained_checkpoints import (
+from tests.parallel.states.test_parameter_states import RANK_0, change, some_values, write_stage_2
+from tests.parallel.states.trained_checkpoints import (
     CASES,
     KEYS,
     STEPS,
@@ -54,8 +54,8 @@ def outcome(engine: Any, known: Known, dtype: str) -> dict[str, Any]:
 
 def load_all(folder: Path, known: dict[str, Known]) -> dict[tuple[str, str], dict[str, Any]]:
     """Every checkpoint into every engine of its number format; of one rank, only into two."""
-    from gpt2_ds.parallel.elastic import load_elastic
-    from gpt2_ds.parallel.parameter_states import ParameterStates
+    from gpt2_ds.parallel.states.elastic import load_elastic
+    from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
     results = {}
     for source, before in known.items():
@@ -97,8 +97,8 @@ def test_any_checkpoint_goes_on_anywhere(
 
 def round_trip(folder: Path, known: Known) -> list[dict[str, Any]]:
     """1 -> 3 -> 2 -> 0 -> 3 with offload -> 1, saved by an engine that was loaded into."""
-    from gpt2_ds.parallel.elastic import load_elastic
-    from gpt2_ds.parallel.parameter_states import ParameterStates
+    from gpt2_ds.parallel.states.elastic import load_elastic
+    from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
     source, found = "zero1_2", []
     for name in ("zero3", "zero2_round_robin", "zero0", "zero3_offload", "zero1"):
@@ -127,8 +127,8 @@ def test_through_every_stage_and_back(
 def through_cpu_adam(folder: Path, known: Known) -> list[dict[str, Any]]:
     """Torch's AdamW -> DeepSpeedCPUAdam on the host -> torch's AdamW."""
     from gpt2_ds.parallel.compiled_ops import clear_stale_lock
-    from gpt2_ds.parallel.elastic import load_elastic
-    from gpt2_ds.parallel.parameter_states import ParameterStates
+    from gpt2_ds.parallel.states.elastic import load_elastic
+    from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
     clear_stale_lock("cpu_adam", nodes=1)  # of a test run that was killed
     source, found = "zero1_2", []
@@ -165,7 +165,7 @@ def engine_stub(zero: dict[str, Any], module: Any = None) -> Any:
 
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
 def test_offload_to_nvme_is_refused(key: str) -> None:
-    from gpt2_ds.parallel.elastic import load_elastic
+    from gpt2_ds.parallel.states.elastic import load_elastic
 
     engine = engine_stub({"stage": 3, key: {"device": "nvme"}})
     with pytest.raises(RunError) as caught:
@@ -177,7 +177,7 @@ def test_offload_to_nvme_is_refused(key: str) -> None:
 
 
 def test_offload_in_part_is_refused() -> None:
-    from gpt2_ds.parallel.elastic import load_elastic
+    from gpt2_ds.parallel.states.elastic import load_elastic
 
     engine = engine_stub({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.3}})
     with pytest.raises(RunError) as caught:
@@ -189,7 +189,7 @@ def test_offload_in_part_is_refused() -> None:
 
 
 def test_another_model_is_refused() -> None:
-    from gpt2_ds.parallel.elastic import load_elastic
+    from gpt2_ds.parallel.states.elastic import load_elastic
 
     engine = engine_stub({"stage": 1}, torch.nn.Linear(3, 2))
     for shapes, message in (
@@ -217,8 +217,8 @@ def test_another_model_is_refused() -> None:
 @pytest.mark.parametrize("half", [True, False])
 def test_the_loss_scale_goes_on_where_there_is_one(half: bool, tmp_path: Path) -> None:
     """fp16 does not run on a CPU: a plain torch optimizer stands for the engine here."""
-    from gpt2_ds.parallel.elastic import load_elastic
-    from gpt2_ds.parallel.parameter_states import ParameterStates
+    from gpt2_ds.parallel.states.elastic import load_elastic
+    from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
     values, groups = some_values([[(2, 3)], [(2,)]], names=[["weight"], ["bias"]])
     write_stage_2(tmp_path / "step", values, groups, 2)

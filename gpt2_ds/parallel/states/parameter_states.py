@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.parallel.parameter_layouts import (
+from gpt2_ds.parallel.states.parameter_layouts import (
     PARAMETER_KEYS,
     CutGroups,
     CutParameters,

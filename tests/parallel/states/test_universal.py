@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.parallel.universal import write_universal
-from tests.parallel.test_elastic import Known, groups_of, outcome
-from tests.parallel.trained_checkpoints import CASES, STEPS, build
+from gpt2_ds.parallel.states.universal import write_universal
+from tests.parallel.states.test_elastic import Known, groups_of, outcome
+from tests.parallel.states.trained_checkpoints import CASES, STEPS, build
 from tests.ranks import run_ranks
 
 # Source to targets; DeepSpeed mistakes the order with round_robin_gradients where it loads.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt2_ds.parallel.parameter_states import ParameterStates
+from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
 
 def load_fp32_weights(checkpoint: Path) -> dict[str, Tensor]:

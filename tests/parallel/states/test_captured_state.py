@@ -12,8 +12,8 @@ import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.testing import assert_close
 
-from gpt2_ds.parallel import captured_state
-from gpt2_ds.parallel.captured_state import (
+from gpt2_ds.parallel.states import captured_state
+from gpt2_ds.parallel.states.captured_state import (
     Buffers,
     _Catcher,
     bytes_of,
@@ -21,7 +21,7 @@ from gpt2_ds.parallel.captured_state import (
     copy_state,
     fits_in_memory,
 )
-from gpt2_ds.parallel.pickles import unknown_globals
+from gpt2_ds.parallel.states.pickles import unknown_globals
 from tests.ranks import run_ranks
 from tests.small_run import small_plan
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.parallel.parameter_states import ParameterStates
-from tests.parallel.trained_checkpoints import KEYS, SOURCES, STEPS
+from gpt2_ds.parallel.states.parameter_states import ParameterStates
+from tests.parallel.states.trained_checkpoints import KEYS, SOURCES, STEPS
 
 Values = dict[str, dict[str, Tensor]]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.parallel.engine import whole_shape
-from gpt2_ds.parallel.parameter_layouts import MOMENTS, Key
-from gpt2_ds.parallel.parameter_states import ParameterStates
+from gpt2_ds.parallel.states.parameter_layouts import MOMENTS, Key
+from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
 _KEYS: tuple[Key, ...] = ("weight", *MOMENTS)
 

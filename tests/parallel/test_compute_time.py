@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt2_ds.parallel.own_time import OwnTime
+from gpt2_ds.parallel.compute_time import OwnTime
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.parallel import pickles
-from gpt2_ds.parallel.pickles import check_pickles, pickle_names, unknown_globals
+from gpt2_ds.parallel.states import pickles
+from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names, unknown_globals
 from gpt2_ds.train.checkpoint_manifest import (
     MANIFEST,
     CheckpointManifest,

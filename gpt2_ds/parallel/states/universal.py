@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.parallel.parameter_layouts import MOMENTS
-from gpt2_ds.parallel.parameter_states import ParameterStates
+from gpt2_ds.parallel.states.parameter_layouts import MOMENTS
+from gpt2_ds.parallel.states.parameter_states import ParameterStates
 
 
 def write_universal(checkpoint: Path, out: Path) -> None:

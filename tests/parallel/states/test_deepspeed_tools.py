@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import REPOSITORY
-from tests.parallel.trained_checkpoints import build, held, train
+from tests.parallel.states.trained_checkpoints import build, held, train
 from tests.ranks import run_ranks
 
 NAMES = ("zero0", "zero1", "zero1_bf16", "zero2_bf16", "zero2_offload", "zero3", "zero3_bf16")
@@ -24,7 +24,7 @@ NONE_AT_STAGE_0 = ("zero0",)
 
 def save_each(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Train and save at every stage, as a run does; the weights that the engine then held."""
-    from gpt2_ds.parallel.captured_state import catch_state
+    from gpt2_ds.parallel.states.captured_state import catch_state
 
     weights = {}
     for name in NAMES:
@@ -78,7 +78,7 @@ def read_each(folder: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_they_give_the_weights_of_the_engine(ranks: int, tmp_path: Path) -> None:
     weights = run_ranks(save_each, ranks, tmp_path, tmp_path)[0]
-    words = [sys.executable, "-m", "tests.parallel.test_deepspeed_tools", str(tmp_path)]
+    words = [sys.executable, "-m", "tests.parallel.states.test_deepspeed_tools", str(tmp_path)]
     subprocess.run(words, cwd=REPOSITORY, env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=True)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     for (name, tool), read in found.items():

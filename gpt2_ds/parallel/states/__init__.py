@@ -1,0 +1,1 @@
+"""What an engine holds, read and written at any stage and number of ranks."""
