@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.train.skipped_samples import parse_ranges
+from gpt2_ds.record.skipped_samples import parse_ranges
 
 
 @dataclass(frozen=True)

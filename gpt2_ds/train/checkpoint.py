@@ -30,6 +30,8 @@ from gpt2_ds.parallel.agreement import (
     until_all,
 )
 from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
+from gpt2_ds.record.run_directory import RUN_FILES, package_versions, write_text
+from gpt2_ds.record.terminal import say
 from gpt2_ds.train.checkpoint_file import done_now, save_state, trouble, write
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
 from gpt2_ds.train.checkpoint_manifest import (
@@ -43,8 +45,6 @@ from gpt2_ds.train.checkpoint_manifest import (
 from gpt2_ds.train.probe import PROBE_FILE
 from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.retention import delete, to_delete, validation_losses
-from gpt2_ds.train.run_directory import RUN_FILES, package_versions, write_text
-from gpt2_ds.train.terminal import say
 
 
 @dataclass(frozen=True)

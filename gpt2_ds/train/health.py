@@ -12,12 +12,12 @@ from gpt2_ds.parallel.compute_time import OwnTime
 from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
+from gpt2_ds.record.ledger import Event, Ledger
+from gpt2_ds.record.terminal import say
 from gpt2_ds.train.checkpoint import Checkpoints
-from gpt2_ds.train.ledger import Event, Ledger
 from gpt2_ds.train.loss_watch import LossWatch, logged_steps
 from gpt2_ds.train.slow_ranks import SlowRanks
 from gpt2_ds.train.stop_request import StopRequest
-from gpt2_ds.train.terminal import say
 from gpt2_ds.train.watchdog import Watchdog
 
 _SLOW_RANKS_INTERVAL_STEPS = 10

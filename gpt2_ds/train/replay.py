@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from gpt2_ds.config.errors import RunError, user_error
+from gpt2_ds.record.terminal import say
 from gpt2_ds.train.checkpoint import Progress
 from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from gpt2_ds.train.loop import Run, take_step
-from gpt2_ds.train.terminal import say
 
 
 def replay(run: Run, start: Progress, step: int) -> float:

@@ -20,6 +20,7 @@ from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_all, by_rank
 from gpt2_ds.parallel.states.elastic import load_elastic
 from gpt2_ds.parallel.states.parameter_states import ParameterStates
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names
+from gpt2_ds.record.terminal import say
 from gpt2_ds.train.candidates import find_candidates
 from gpt2_ds.train.checkpoint import Progress
 from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
@@ -34,7 +35,6 @@ from gpt2_ds.train.checkpoint_manifest import (
 from gpt2_ds.train.copies import remote_of
 from gpt2_ds.train.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.train.remote_checkpoints import Damaged
-from gpt2_ds.train.terminal import say
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered, until_all
 from gpt2_ds.parallel.engine import build_engine
 from gpt2_ds.parallel.process_group import join, leave
+from gpt2_ds.record.ledger import Ledger
+from gpt2_ds.record.metrics import Metrics
+from gpt2_ds.record.rank_log import keep_log, log_end, log_path
+from gpt2_ds.record.run_directory import write_run_files
+from gpt2_ds.record.run_lock import RunLock
+from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
+from gpt2_ds.record.terminal import say, say_file_trouble
 from gpt2_ds.train.arguments import TRAIN, StartOptions
 from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 from gpt2_ds.train.checkpoint_manifest import step_name
@@ -40,20 +47,13 @@ from gpt2_ds.train.copies import copying, finish_copy, remote_of
 from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.job_record import headline, note_end, note_fault, note_start
-from gpt2_ds.train.ledger import Ledger
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
-from gpt2_ds.train.metrics import Metrics
 from gpt2_ds.train.out_of_memory import out_of_memory
 from gpt2_ds.train.probe import probe_loss, probe_tokens
-from gpt2_ds.train.rank_log import keep_log, log_end, log_path
 from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.replay import replay
 from gpt2_ds.train.restore import Restored, load_newest
-from gpt2_ds.train.run_directory import write_run_files
-from gpt2_ds.train.run_lock import RunLock
-from gpt2_ds.train.skipped_samples import add_skipped, parse_ranges
 from gpt2_ds.train.stop_request import StopRequest
-from gpt2_ds.train.terminal import say, say_file_trouble
 from gpt2_ds.train.watchdog import Watchdog
 
 _MEETING_SECONDS = 600.0

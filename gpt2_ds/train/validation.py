@@ -12,7 +12,7 @@ from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.evaluation.loss import validation_loss
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import totals
-from gpt2_ds.train.terminal import say
+from gpt2_ds.record.terminal import say
 
 if TYPE_CHECKING:
     from gpt2_ds.train.loop import Run

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2_ds.train.ledger import read_ledger
+from gpt2_ds.record.ledger import read_ledger
 from tests.conftest import REPOSITORY
 from tests.ranks import free_port
 from tests.small_run import SETTINGS, metrics_of

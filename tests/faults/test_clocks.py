@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.ledger import read_ledger
+from gpt2_ds.record.ledger import read_ledger
 from tests.faults.jobs import curve_of, job
 from tests.small_run import metrics_of
 

@@ -13,7 +13,7 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.train.ledger import read_ledger
+from gpt2_ds.record.ledger import read_ledger
 from tests.faults.jobs import job
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_plan

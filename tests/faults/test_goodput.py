@@ -10,7 +10,7 @@ import yaml
 
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.train.ledger import read_ledger
+from gpt2_ds.record.ledger import read_ledger
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Row
 from tests.faults.jobs import job, newest_step

@@ -51,8 +51,8 @@ class Bench:
 
     def checkpoints(self, name: str, *settings: str, probe_loss: float = 1.0) -> Any:
         from gpt2_ds.parallel.agreement import by_rank_0
+        from gpt2_ds.record.run_directory import write_run_files
         from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
-        from gpt2_ds.train.run_directory import write_run_files
 
         plan = self.plan(name, *settings)
         by_rank_0(lambda: write_run_files(plan, plan.deepspeed(cpu_adam=False), []))

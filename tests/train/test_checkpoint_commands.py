@@ -13,11 +13,11 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe_file import dump_recipe
+from gpt2_ds.record.run_lock import RunLock
 from gpt2_ds.train import checkpoint_commands
 from gpt2_ds.train.checkpoint_commands import leftovers, list_checkpoints, prune, reshard, verify
 from gpt2_ds.train.checkpoint_manifest import MANIFEST, complete_checkpoints, step_name
 from gpt2_ds.train.retention import delete
-from gpt2_ds.train.run_lock import RunLock
 from tests.small_run import small_plan
 from tests.train.saved_files import FILES, contents, flip, refusal, save
 

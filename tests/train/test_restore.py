@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.record.ledger import read_ledger
 from gpt2_ds.train.arguments import StartOptions
-from gpt2_ds.train.ledger import read_ledger
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 from tests.train.saved_files import flip

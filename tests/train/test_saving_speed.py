@@ -27,9 +27,9 @@ def stalls(folder: Path) -> dict[str, list[float]]:
     from gpt2_ds.model import GPT2Config
     from gpt2_ds.parallel.engine import build_engine
     from gpt2_ds.parallel.process_group import local_device
+    from gpt2_ds.record.run_directory import write_run_files
     from gpt2_ds.train.checkpoint import Checkpoints, Progress, RunFacts
     from gpt2_ds.train.probe import probe_loss
-    from gpt2_ds.train.run_directory import write_run_files
 
     plans = {
         behind: resolve_run(

@@ -18,7 +18,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.host_memory import free_memory, total_memory
 from gpt2_ds.hosts.launcher import local_ranks, rank
 from gpt2_ds.parallel.process_group import device_title, local_device
-from gpt2_ds.train.run_directory import git_commit, package_versions
+from gpt2_ds.record.run_directory import git_commit, package_versions
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.train.ledger import EVENTS, Event, Ledger, read_ledger
+from gpt2_ds.record.ledger import EVENTS, Event, Ledger, read_ledger
 
 
 def test_every_event_is_explained() -> None:
@@ -87,7 +87,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from gpt2_ds.train.ledger import Ledger
+from gpt2_ds.record.ledger import Ledger
 for step in range(100):
     Ledger(Path(sys.argv[1])).write("resume", step=step, tokens_seen=0, reason="x" * 500)
 """

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.rank_log import log_path
+from gpt2_ds.record.rank_log import log_path
 from tests.conftest import REPOSITORY
 
 _RANK = """
 import os, sys
 from pathlib import Path
-from gpt2_ds.train.rank_log import keep_log, log_end
+from gpt2_ds.record.rank_log import keep_log, log_end
 if sys.argv[3] == "closed terminal":
     r, w = os.pipe(); os.close(r); os.dup2(w, 1)
 keep_log(Path(sys.argv[1]), int(sys.argv[2]))

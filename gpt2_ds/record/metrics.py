@@ -24,8 +24,8 @@ from gpt2_ds.parallel.agreement import by_rank_0
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.train.run_directory import write_text
-from gpt2_ds.train.terminal import say
+from gpt2_ds.record.run_directory import write_text
+from gpt2_ds.record.terminal import say
 
 
 class Metrics:

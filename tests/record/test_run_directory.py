@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.recipe_file import load_recipe
-from gpt2_ds.train import run_directory
-from gpt2_ds.train.run_directory import environment, git_commit, write_run_files, write_text
+from gpt2_ds.record import run_directory
+from gpt2_ds.record.run_directory import environment, git_commit, write_run_files, write_text
 from tests.small_run import small_plan
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.plan.flops import flops_per_token
-from gpt2_ds.train.metrics import Metrics, end_curves_at, keep_metrics_until
+from gpt2_ds.record.metrics import Metrics, end_curves_at, keep_metrics_until
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
@@ -129,7 +129,7 @@ class Engine:
 
 def report(folder: Path) -> dict[str, Any]:
     """Two steps and a validation, then what is no number; what each rank said and saw."""
-    import gpt2_ds.train.metrics as module
+    import gpt2_ds.record.metrics as module
 
     engine, plan = Engine(), small_plan(folder / "data", folder / "run", world_size=2)
     plan.run_dir.mkdir(exist_ok=True)

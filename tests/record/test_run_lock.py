@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.run_lock import RunLock
+from gpt2_ds.record.run_lock import RunLock
 from tests.config.small_recipe import only_fault
 from tests.conftest import REPOSITORY
 
 _HOLD = """
 import sys
 from pathlib import Path
-from gpt2_ds.train.run_lock import RunLock
+from gpt2_ds.record.run_lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
