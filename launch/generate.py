@@ -33,7 +33,10 @@ def main() -> int:
     args = arguments()
     checkpoint, _ = choose_checkpoint(args.run, args.step)
 
-    from gpt2_ds.train.sampling import load_for_sampling, stream_samples  # torch: after the check
+    from gpt2_ds.evaluation.sampling import (  # torch: after the check
+        load_for_sampling,
+        stream_samples,
+    )
 
     model, tokenizer = load_for_sampling(args.run, checkpoint)
     for prompt in args.prompt:
