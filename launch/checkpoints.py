@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt2_ds.checkpoint import commands as checkpoint_commands
 from gpt2_ds.config.errors import exit_code_of
-from gpt2_ds.train import checkpoint_commands
 
 COMMANDS = {
     "list": (checkpoint_commands.list_checkpoints, "step, tokens, size, validation loss of each"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt2_ds.checkpoint.manifest import choose_checkpoint
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
-from gpt2_ds.train.checkpoint_manifest import choose_checkpoint
 
 
 def arguments() -> argparse.Namespace:

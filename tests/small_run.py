@@ -78,9 +78,9 @@ def metrics_of(run_dir: Path, *names: str) -> list[tuple[Any, ...]]:
 
 def save_checkpoint(plan: RunPlan, engine: Any, step: int, tokenizer_dir: Path) -> None:
     """A complete checkpoint of an engine as it is, as a run would save it. Collective."""
+    from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress, RunFacts
     from gpt2_ds.parallel.agreement import by_rank_0
     from gpt2_ds.record.run_directory import write_run_files
-    from gpt2_ds.train.checkpoint import Checkpoints, Progress, RunFacts
 
     by_rank_0(lambda: write_run_files(plan, plan.deepspeed(cpu_adam=False), []))
     facts = RunFacts(

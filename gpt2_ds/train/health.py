@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpt2_ds.checkpoint.checkpoint import Checkpoints
 from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.samples import Samples
@@ -14,7 +15,6 @@ from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
 from gpt2_ds.record.ledger import Event, Ledger
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.checkpoint import Checkpoints
 from gpt2_ds.train.loss_watch import LossWatch, logged_steps
 from gpt2_ds.train.slow_ranks import SlowRanks
 from gpt2_ds.train.stop_request import StopRequest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpt2_ds.checkpoint.manifest import check_resumable, complete_checkpoints
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan, check_same_run
@@ -12,7 +13,6 @@ from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.hosts.launcher import rank
-from gpt2_ds.train.checkpoint_manifest import check_resumable, complete_checkpoints
 
 
 def open_inputs(plan: RunPlan) -> Corpus:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from gpt2_ds.checkpoint.checkpoint import Progress
+from gpt2_ds.checkpoint.manifest import complete_checkpoints, step_name
+from gpt2_ds.checkpoint.restore import Restored
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import world_size
@@ -12,9 +15,6 @@ from gpt2_ds.parallel.process_group import device_title
 from gpt2_ds.record.ledger import Event, Ledger
 from gpt2_ds.record.terminal import say
 from gpt2_ds.train.arguments import StartOptions
-from gpt2_ds.train.checkpoint import Progress
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints, step_name
-from gpt2_ds.train.restore import Restored
 
 
 def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.samples import Samples
 from gpt2_ds.data.reading.corpus import Corpus
@@ -21,7 +22,6 @@ from gpt2_ds.parallel.update import Update, apply_update
 from gpt2_ds.plan.learning_rate import learning_rate
 from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.checkpoint import Checkpoints, Progress
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.start_up import start_up_words
 from gpt2_ds.train.validation import StoppedEarly, show_sample, validate

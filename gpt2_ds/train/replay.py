@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+from gpt2_ds.checkpoint.checkpoint import Progress
+from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.checkpoint import Progress
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from gpt2_ds.train.loop import Run, take_step
 
 

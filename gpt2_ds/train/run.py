@@ -15,6 +15,12 @@ from typing import NoReturn
 
 import torch
 
+from gpt2_ds.checkpoint.checkpoint import Checkpoints, RunFacts
+from gpt2_ds.checkpoint.copies import copying, finish_copy, remote_of
+from gpt2_ds.checkpoint.manifest import step_name
+from gpt2_ds.checkpoint.probe import probe_loss, probe_tokens
+from gpt2_ds.checkpoint.remote import Uploader
+from gpt2_ds.checkpoint.restore import Restored, load_newest
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import (
@@ -41,18 +47,12 @@ from gpt2_ds.record.run_lock import RunLock
 from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
 from gpt2_ds.record.terminal import say, say_file_trouble
 from gpt2_ds.train.arguments import TRAIN, StartOptions
-from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
-from gpt2_ds.train.checkpoint_manifest import step_name
-from gpt2_ds.train.copies import copying, finish_copy, remote_of
 from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.health import Health
 from gpt2_ds.train.job_record import headline, note_end, note_fault, note_start
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.out_of_memory import out_of_memory
-from gpt2_ds.train.probe import probe_loss, probe_tokens
-from gpt2_ds.train.remote_checkpoints import Uploader
 from gpt2_ds.train.replay import replay
-from gpt2_ds.train.restore import Restored, load_newest
 from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.watchdog import Watchdog
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import gpt2_ds.evaluation.sampling as sampling
+from gpt2_ds.checkpoint.manifest import choose_checkpoint
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.evaluation.sampling import load_for_sampling, stream_samples
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
-from gpt2_ds.train.checkpoint_manifest import choose_checkpoint
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 from tests.small_run import save_checkpoint, small_plan

@@ -14,17 +14,17 @@ import pytest
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.record.ledger import read_ledger
+from tests.checkpoint.saved_files import flip
 from tests.faults.jobs import job
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_plan
-from tests.train.saved_files import flip
 
 NEWEST, BEFORE = "step_00000006", "step_00000003"
 
 
 def loaded(plan: RunPlan, engine: Any, fingerprint: str, strict: bool = False) -> tuple[int, str]:
     """The step that was loaded, and what was said; or -1 and the error."""
-    from gpt2_ds.train.restore import load_newest
+    from gpt2_ds.checkpoint.restore import load_newest
 
     said = io.StringIO()
     with redirect_stdout(said):
@@ -52,12 +52,12 @@ def damaged_in_every_way(
     Bits are flipped at any template and number of ranks; other damage is done on one rank alone.
     """
     global probe
+    from gpt2_ds.checkpoint.manifest import read_manifest
     from gpt2_ds.config.derive import model_fields
     from gpt2_ds.hosts.launcher import rank, world_size
     from gpt2_ds.model import GPT2Config
     from gpt2_ds.parallel.agreement import by_rank_0
     from gpt2_ds.parallel.engine import build_engine
-    from gpt2_ds.train.checkpoint_manifest import read_manifest
     from gpt2_ds.train.run import train
 
     corpus = small_corpus(data)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints, damaged_files
+from gpt2_ds.checkpoint.manifest import complete_checkpoints, damaged_files
+from tests.checkpoint.saved_files import contents
 from tests.faults.jobs import Job, family, job, losses_of
-from tests.train.saved_files import contents
 
 SETTINGS = (
     "schedule.total_tokens=19200",  # 75 steps

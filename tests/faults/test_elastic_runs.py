@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.record.ledger import read_ledger
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan
 

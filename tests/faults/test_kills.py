@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
+from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from tests.faults.conftest import Row
 from tests.faults.jobs import curve_of, events_of, job, length, losses_of, newest_step
 from tests.small_run import metrics_of

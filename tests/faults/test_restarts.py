@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.record.ledger import read_ledger
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
 from tests.faults.jobs import Job, events_of, gone, job, length, losses_of, newest_step
 from tests.faults.test_kills import SAVES
 from tests.faults.test_signals import LONG, RARE

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint.manifest import complete_checkpoints, damaged_files
 from gpt2_ds.record.ledger import read_ledger
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints, damaged_files
 from tests.faults.conftest import Row
 from tests.faults.jobs import Job, gone, job, losses_of, newest_step
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import gpt2_ds.train.checkpoint_file as checkpoint_file
+import gpt2_ds.checkpoint.file as checkpoint_file
 import gpt2_ds.train.loop as loop
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.record.ledger import read_ledger

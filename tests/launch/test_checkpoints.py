@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2_ds.checkpoint.manifest import MANIFEST, hash_file, seal, step_name
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.train.checkpoint_manifest import MANIFEST, hash_file, seal, step_name
+from tests.checkpoint.saved_files import flip, manifest_of, save
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 from tests.small_run import small_plan
-from tests.train.saved_files import flip, manifest_of, save
 
 
 def checkpoints(*words: object) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.saved_files import save
 from tests.conftest import REPOSITORY
 from tests.small_run import small_dataset
-from tests.train.saved_files import save
 
 RECIPE = ("--recipe", "recipes/quickstart.yaml")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
+from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from tests.faults.jobs import events_of, job, length, losses_of, newest_step
 from tests.launch.two_host_jobs import LONG, OPENMPI, TwoHostJob, train_words, until_empty
 from tests.launch.two_hosts import TwoHosts, two_hosts

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint.manifest import MANIFEST, CheckpointManifest, step_name
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.recipe_file import dump_recipe
@@ -16,7 +17,6 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.train.checkpoint_manifest import MANIFEST, CheckpointManifest, step_name
 from gpt2_ds.train.inputs import open_inputs
 from tests.conftest import REPOSITORY
 from tests.small_run import SETTINGS, small_dataset, small_plan

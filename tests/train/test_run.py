@@ -170,7 +170,7 @@ def test_tensorboard_reads_what_metrics_jsonl_holds(data: Path, tmp_path: Path) 
 
 def damage_and_resume(data: Path, run_dir: Path) -> dict[str, str]:
     """Three runs in one process: whole, newest checkpoint damaged, all damaged."""
-    from gpt2_ds.train.restore import load_newest
+    from gpt2_ds.checkpoint.restore import load_newest
     from gpt2_ds.train.run import train
 
     dataset, plan = small_corpus(data), small_plan(data, run_dir, max_steps=6)

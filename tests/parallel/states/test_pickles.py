@@ -13,6 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2_ds.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    hash_file,
+    seal,
+    step_name,
+)
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.recipe_file import dump_recipe
@@ -20,13 +27,6 @@ from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.states import pickles
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names, unknown_globals
-from gpt2_ds.train.checkpoint_manifest import (
-    MANIFEST,
-    CheckpointManifest,
-    hash_file,
-    seal,
-    step_name,
-)
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 from tests.small_run import small_plan

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint import candidates
+from gpt2_ds.checkpoint.candidates import find_candidates
+from gpt2_ds.checkpoint.copies import remote_of
+from gpt2_ds.checkpoint.manifest import MANIFEST, step_name
 from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.train import candidates
-from gpt2_ds.train.candidates import find_candidates
-from gpt2_ds.train.checkpoint_manifest import MANIFEST, step_name
-from gpt2_ds.train.copies import remote_of
+from tests.checkpoint.saved_files import flip, save
 from tests.small_run import small_plan
-from tests.train.saved_files import flip, save
 
 
 def found(plan: RunPlan, until_step: int | None = None) -> list[tuple[int, bool, bool]]:

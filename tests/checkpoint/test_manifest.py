@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.errors import RunError
-from gpt2_ds.train.checkpoint_manifest import (
+from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     FileRecord,
@@ -23,7 +22,8 @@ from gpt2_ds.train.checkpoint_manifest import (
     step_folders,
     step_name,
 )
-from tests.train.saved_files import FILES, flip, manifest_of, save
+from gpt2_ds.config.errors import RunError
+from tests.checkpoint.saved_files import FILES, flip, manifest_of, save
 
 # As the first version of this project wrote it, whole.
 OLD = """{"step": 12, "samples_seen": 96, "tokens_seen": 3072, "world_size": 2, "zero_stage": 3,

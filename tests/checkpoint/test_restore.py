@@ -17,9 +17,9 @@ import torch
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.record.ledger import read_ledger
 from gpt2_ds.train.arguments import StartOptions
+from tests.checkpoint.saved_files import flip
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
-from tests.train.saved_files import flip
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ class Payload:
 
 
 def refusals(data: Path, folder: Path) -> dict[str, str]:
-    from gpt2_ds.train.checkpoint_manifest import MANIFEST, hash_file, read_manifest, seal
+    from gpt2_ds.checkpoint.manifest import MANIFEST, hash_file, read_manifest, seal
     from gpt2_ds.train.run import train
 
     corpus, said = small_corpus(data), {}
@@ -105,7 +105,7 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
 
 def fetched(data: Path, folder: Path, address: str) -> str:
     """A run with copies elsewhere, and the same command where its own folder is lost."""
-    from gpt2_ds.train.remote_checkpoints import Uploader
+    from gpt2_ds.checkpoint.remote import Uploader
     from gpt2_ds.train.run import train
 
     submit = Uploader.submit
@@ -210,8 +210,9 @@ def test_the_newest_that_is_right_is_taken_wherever_it_is(data: Path, tmp_path: 
 
 def another_host_sees_less(data: Path, folder: Path) -> dict[str, str]:
     """Rank 1 finds a file damaged, then cannot read it; rank 0 finds it right."""
+    from gpt2_ds.checkpoint import manifest as checkpoint_manifest
+    from gpt2_ds.checkpoint import restore
     from gpt2_ds.hosts.launcher import rank
-    from gpt2_ds.train import checkpoint_manifest, restore
     from gpt2_ds.train.run import train
 
     corpus, said = small_corpus(data), {}
@@ -259,7 +260,7 @@ def test_what_one_host_cannot_read_is_no_damage(data: Path, tmp_path: Path) -> N
 def test_a_rank_that_the_saved_job_had_not_draws_its_own(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2_ds.train.restore import _load_random_states
+    from gpt2_ds.checkpoint.restore import _load_random_states
 
     plan, draws = small_plan(data, tmp_path / "run"), []
     manifest = SimpleNamespace(world_size=1, samples_seen=24)

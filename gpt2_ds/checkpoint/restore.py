@@ -12,6 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt2_ds.checkpoint.candidates import find_candidates
+from gpt2_ds.checkpoint.checkpoint import Progress
+from gpt2_ds.checkpoint.copies import remote_of
+from gpt2_ds.checkpoint.folder import layout_of, put_aside, remove_partial
+from gpt2_ds.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    check_resumable,
+    damaged_files,
+    is_whole,
+    step_name,
+)
+from gpt2_ds.checkpoint.probe import PROBE_FILE, Tokens, check_probe
+from gpt2_ds.checkpoint.remote import Damaged
 from gpt2_ds.config.errors import Fault, RunError, UserError, agreed, user_error
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
@@ -21,20 +35,6 @@ from gpt2_ds.parallel.states.elastic import load_elastic
 from gpt2_ds.parallel.states.parameter_states import ParameterStates
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.candidates import find_candidates
-from gpt2_ds.train.checkpoint import Progress
-from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
-from gpt2_ds.train.checkpoint_manifest import (
-    MANIFEST,
-    CheckpointManifest,
-    check_resumable,
-    damaged_files,
-    is_whole,
-    step_name,
-)
-from gpt2_ds.train.copies import remote_of
-from gpt2_ds.train.probe import PROBE_FILE, Tokens, check_probe
-from gpt2_ds.train.remote_checkpoints import Damaged
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gpt2_ds.checkpoint.manifest import step_name
+from gpt2_ds.checkpoint.remote import RemoteCheckpoints
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.parallel.agreement import GoesOn, Pulse, by_rank_0
-from gpt2_ds.train.checkpoint_manifest import step_name
-from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints
 
 
 def remote_of(plan: RunPlan, moved: Callable[[], None] = lambda: None) -> RemoteCheckpoints:

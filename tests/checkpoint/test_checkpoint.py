@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints, damaged_files
+from gpt2_ds.checkpoint.manifest import complete_checkpoints, damaged_files
+from tests.checkpoint.saved_files import contents
+from tests.checkpoint.saving_scenarios import Found, one_rank, two_ranks
 from tests.ranks import run_ranks
 from tests.small_run import small_dataset
-from tests.train.saved_files import contents
-from tests.train.saving_scenarios import Found, one_rank, two_ranks
 
 pytestmark = pytest.mark.heavy  # two sets of ranks, started once for all tests
 

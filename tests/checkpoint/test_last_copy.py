@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint.manifest import MANIFEST, step_name
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED
-from gpt2_ds.train.checkpoint_manifest import MANIFEST, step_name
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_dataset, small_plan
 
@@ -20,7 +20,7 @@ LAST = step_name(8)
 
 def stopped_and_given_again(data: Path, folder: Path) -> list[tuple[int, bool]]:
     """A signal while the last copy is sent; then the same command. Codes; is the copy there?"""
-    from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints
+    from gpt2_ds.checkpoint.remote import RemoteCheckpoints
     from gpt2_ds.train.run import train
 
     away = folder / "away"

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint import commands as checkpoint_commands
+from gpt2_ds.checkpoint.commands import leftovers, list_checkpoints, prune, reshard, verify
+from gpt2_ds.checkpoint.manifest import MANIFEST, complete_checkpoints, step_name
+from gpt2_ds.checkpoint.retention import delete
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.record.run_lock import RunLock
-from gpt2_ds.train import checkpoint_commands
-from gpt2_ds.train.checkpoint_commands import leftovers, list_checkpoints, prune, reshard, verify
-from gpt2_ds.train.checkpoint_manifest import MANIFEST, complete_checkpoints, step_name
-from gpt2_ds.train.retention import delete
+from tests.checkpoint.saved_files import FILES, contents, flip, refusal, save
 from tests.small_run import small_plan
-from tests.train.saved_files import FILES, contents, flip, refusal, save
 
 NONE = (
     "holds no complete checkpoint. "
@@ -250,7 +250,7 @@ def test_what_is_half_deleted_is_not_complete(
         whole(folder)
 
     whole = __import__("shutil").rmtree
-    monkeypatch.setattr("gpt2_ds.train.retention.shutil.rmtree", killed)
+    monkeypatch.setattr("gpt2_ds.checkpoint.retention.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         delete(path)
     assert complete_checkpoints(tmp_path) == []

@@ -7,12 +7,8 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gpt2_ds.config.errors import RunError
-from gpt2_ds.files.claimed_file import writing
-from gpt2_ds.files.durable_file import sync, write_durably
-from gpt2_ds.files.remote_source import Stopped
-from gpt2_ds.train.checkpoint_folder import put_aside
-from gpt2_ds.train.checkpoint_manifest import (
+from gpt2_ds.checkpoint.folder import put_aside
+from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     FileRecord,
@@ -21,7 +17,11 @@ from gpt2_ds.train.checkpoint_manifest import (
     parse_manifest,
     step_name,
 )
-from gpt2_ds.train.remote_files import RemoteFiles, warn
+from gpt2_ds.checkpoint.remote_files import RemoteFiles, warn
+from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.claimed_file import writing
+from gpt2_ds.files.durable_file import sync, write_durably
+from gpt2_ds.files.remote_source import Stopped
 
 UPLOADING = "uploading.json"  # the manifest of an upload that has begun
 

@@ -6,11 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, user_error
-from gpt2_ds.config.recipe import CheckpointSection
-from gpt2_ds.config.recipe_file import load_recipe
-from gpt2_ds.record.run_lock import RunLock
-from gpt2_ds.train.checkpoint_manifest import (
+from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     asked_folders,
@@ -22,7 +18,11 @@ from gpt2_ds.train.checkpoint_manifest import (
     step_folders,
     step_name,
 )
-from gpt2_ds.train.retention import best_step, delete, to_delete, validation_losses
+from gpt2_ds.checkpoint.retention import best_step, delete, to_delete, validation_losses
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, user_error
+from gpt2_ds.config.recipe import CheckpointSection
+from gpt2_ds.config.recipe_file import load_recipe
+from gpt2_ds.record.run_lock import RunLock
 
 
 def list_checkpoints(run: Path) -> int:

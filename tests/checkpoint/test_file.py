@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_ds.train import checkpoint_file
-from gpt2_ds.train.checkpoint_file import save_state, trouble
+from gpt2_ds.checkpoint import file as checkpoint_file
+from gpt2_ds.checkpoint.file import save_state, trouble
 
 MOST_BYTES = 1000  # that the system takes at once here; Linux: 0x7ffff000
 

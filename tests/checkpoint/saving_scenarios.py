@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.train.checkpoint_manifest import complete_checkpoints
+from tests.checkpoint.saved_files import contents
 from tests.small_run import small_plan
-from tests.train.saved_files import contents
 
 Found = dict[str, Any]
 WEIGHT = "transformer.wte.weight"
@@ -50,9 +50,9 @@ class Bench:
         )
 
     def checkpoints(self, name: str, *settings: str, probe_loss: float = 1.0) -> Any:
+        from gpt2_ds.checkpoint.checkpoint import Checkpoints, RunFacts
         from gpt2_ds.parallel.agreement import by_rank_0
         from gpt2_ds.record.run_directory import write_run_files
-        from gpt2_ds.train.checkpoint import Checkpoints, RunFacts
 
         plan = self.plan(name, *settings)
         by_rank_0(lambda: write_run_files(plan, plan.deepspeed(cpu_adam=False), []))
@@ -88,7 +88,7 @@ def name_of(target: Any) -> str:
 
 
 def progress(step: int) -> Any:
-    from gpt2_ds.train.checkpoint import Progress
+    from gpt2_ds.checkpoint.checkpoint import Progress
 
     return Progress(step, 8 * step, skipped_updates=2)
 
@@ -284,7 +284,7 @@ def kept(bench: Bench) -> Found:
 
 def brought_to_the_disk(bench: Bench) -> Found:
     """What is synced, in order, by the name that it has then; and what takes its name, when."""
-    from gpt2_ds.train import checkpoint
+    from gpt2_ds.checkpoint import checkpoint
 
     run, seen = bench.folder / "synced", []
     catch_state = checkpoint.catch_state

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.checkpoint_manifest import (
+from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     check_resumable,
     choose_checkpoint,
     step_name,
 )
-from tests.train.saved_files import flip, manifest_of, refusal, save
+from tests.checkpoint.saved_files import flip, manifest_of, refusal, save
 
 
 def test_the_newest_or_the_asked_one_is_chosen(tmp_path: Path) -> None:

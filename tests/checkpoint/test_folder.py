@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train import checkpoint_folder
-from gpt2_ds.train.checkpoint_folder import put_aside, remove_partial
+from gpt2_ds.checkpoint import folder as checkpoint_folder
+from gpt2_ds.checkpoint.folder import put_aside, remove_partial
 
 
 def test_what_cannot_be_deleted_is_in_the_way_only_of_its_own_step(

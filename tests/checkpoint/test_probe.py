@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt2_ds.checkpoint.probe import check_probe, probe_tokens
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.train.probe import check_probe, probe_tokens
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_dataset, small_plan
 

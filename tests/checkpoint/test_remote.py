@@ -9,10 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.files.remote_source import RemoteFault
-from gpt2_ds.train import remote_checkpoints, remote_files
-from gpt2_ds.train.checkpoint_manifest import (
+from gpt2_ds.checkpoint import remote as remote_checkpoints
+from gpt2_ds.checkpoint import remote_files
+from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
     complete_checkpoints,
@@ -20,8 +19,10 @@ from gpt2_ds.train.checkpoint_manifest import (
     seal,
     step_name,
 )
-from gpt2_ds.train.remote_checkpoints import UPLOADING, Damaged, RemoteCheckpoints
-from tests.train.saved_files import FILES, contents, flip, manifest_of, refusal, save
+from gpt2_ds.checkpoint.remote import UPLOADING, Damaged, RemoteCheckpoints
+from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.files.remote_source import RemoteFault
+from tests.checkpoint.saved_files import FILES, contents, flip, manifest_of, refusal, save
 
 
 def remote_of(address: object, attempts: int = 2) -> RemoteCheckpoints:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint.manifest import step_name
+from gpt2_ds.checkpoint.remote import RemoteCheckpoints, Uploader
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.train.checkpoint_manifest import step_name
-from gpt2_ds.train.remote_checkpoints import RemoteCheckpoints, Uploader
-from tests.train.saved_files import save
+from tests.checkpoint.saved_files import save
 
 
 class Gated(RemoteCheckpoints):

@@ -15,6 +15,19 @@ import numpy as np
 import torch
 import torch.distributed
 
+from gpt2_ds.checkpoint.file import done_now, save_state, trouble, write
+from gpt2_ds.checkpoint.folder import layout_of, put_aside, remove_partial
+from gpt2_ds.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    FileRecord,
+    complete_checkpoints,
+    seal,
+    step_name,
+)
+from gpt2_ds.checkpoint.probe import PROBE_FILE
+from gpt2_ds.checkpoint.remote import Uploader
+from gpt2_ds.checkpoint.retention import delete, to_delete, validation_losses
 from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
@@ -32,19 +45,6 @@ from gpt2_ds.parallel.agreement import (
 from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
 from gpt2_ds.record.run_directory import RUN_FILES, package_versions, write_text
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.checkpoint_file import done_now, save_state, trouble, write
-from gpt2_ds.train.checkpoint_folder import layout_of, put_aside, remove_partial
-from gpt2_ds.train.checkpoint_manifest import (
-    MANIFEST,
-    CheckpointManifest,
-    FileRecord,
-    complete_checkpoints,
-    seal,
-    step_name,
-)
-from gpt2_ds.train.probe import PROBE_FILE
-from gpt2_ds.train.remote_checkpoints import Uploader
-from gpt2_ds.train.retention import delete, to_delete, validation_losses
 
 
 @dataclass(frozen=True)

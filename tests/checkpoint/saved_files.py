@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpt2_ds.config.errors import UserError
-from gpt2_ds.train.checkpoint_manifest import (
+from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
     FileRecord,
@@ -17,6 +16,7 @@ from gpt2_ds.train.checkpoint_manifest import (
     seal,
     step_name,
 )
+from gpt2_ds.config.errors import UserError
 
 FILES = {
     "a.pt": b"alpha" * 100,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.checkpoint.manifest import MANIFEST, step_name
+from gpt2_ds.checkpoint.remote import Damaged, RemoteCheckpoints
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.train.checkpoint_manifest import MANIFEST, step_name
-from gpt2_ds.train.remote_checkpoints import Damaged, RemoteCheckpoints
+from tests.checkpoint.saved_files import FILES, contents, save
+from tests.checkpoint.test_restore import fetched
 from tests.files.fault_server import serving
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_dataset
-from tests.train.saved_files import FILES, contents, save
-from tests.train.test_restore import fetched
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")

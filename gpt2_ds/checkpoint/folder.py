@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpt2_ds.checkpoint.retention import delete
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.retention import delete
 
 
 def layout_of(plan: RunPlan, engine: Any) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2_ds.checkpoint.retention import best_step, to_delete, validation_losses
 from gpt2_ds.config.recipe import CheckpointSection
-from gpt2_ds.train.retention import best_step, to_delete, validation_losses
 
 
 def rules(keep_last: int = 2, every: int = 0, best: bool = True) -> CheckpointSection:

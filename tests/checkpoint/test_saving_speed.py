@@ -22,14 +22,14 @@ def stalls(folder: Path) -> dict[str, list[float]]:
     Until begin() returns; and for commit() with its pruning, once all is written. Between them
     forwards and backwards: how long one takes while it is written, and alone.
     """
+    from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress, RunFacts
+    from gpt2_ds.checkpoint.probe import probe_loss
     from gpt2_ds.config.derive import model_fields
     from gpt2_ds.config.run_plan import resolve_run
     from gpt2_ds.model import GPT2Config
     from gpt2_ds.parallel.engine import build_engine
     from gpt2_ds.parallel.process_group import local_device
     from gpt2_ds.record.run_directory import write_run_files
-    from gpt2_ds.train.checkpoint import Checkpoints, Progress, RunFacts
-    from gpt2_ds.train.probe import probe_loss
 
     plans = {
         behind: resolve_run(

@@ -1,0 +1,1 @@
+"""Saving, and resuming from what was saved."""
