@@ -12,8 +12,8 @@ from gpt2_ds.hosts.hostfile import check_hostfile
 from gpt2_ds.hosts.launcher import adopt_launcher_variables, check_world_size, rank, world_size
 from gpt2_ds.hosts.node_commands import without_own_options
 from gpt2_ds.hosts.node_environment import load_node_environment
-from gpt2_ds.train.preflight.arguments import parse
-from gpt2_ds.train.preflight.before_ssh import check_hosts
+from gpt2_ds.preflight.arguments import parse
+from gpt2_ds.preflight.before_ssh import check_hosts
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     if args.dry_run and args.numerics:
         return _show_command()
     if args.numerics:
-        from gpt2_ds.train.preflight import numerics  # torch: after the quick checks
+        from gpt2_ds.preflight import numerics
 
         numerics.check_and_leave()
     plan = resolve_run(
@@ -40,7 +40,7 @@ def main() -> int:
     if args.dry_run:
         return _show_command()
 
-    from gpt2_ds.train.preflight.every_rank import check_and_leave
+    from gpt2_ds.preflight.every_rank import check_and_leave
 
     check_and_leave(plan)
 

@@ -137,5 +137,5 @@ def test_the_light_parts_load_no_torch() -> None:
         if path.parent.name == "config"
     ]
     assert not loaded_after(config) & {"torch", "deepspeed", "numpy", "tiktoken", "transformers"}
-    inputs = loaded_after([*config, "gpt2_ds.train.inputs"])
+    inputs = loaded_after([*config, "gpt2_ds.preflight.inputs"])
     assert not inputs & {"torch", "deepspeed", "transformers"}

@@ -15,9 +15,9 @@ from gpt2_ds.hosts.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.parallel.agreement import Pulse, gathered, until_all
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.process_group import device_title, local_device, supports
+from gpt2_ds.preflight.fast import fast_checks
 from gpt2_ds.record.terminal import say
 from gpt2_ds.train.health import stop_reasons
-from gpt2_ds.train.preflight.fast import fast_checks
 from gpt2_ds.train.stop_request import StopRequest
 from gpt2_ds.train.watchdog import Watchdog
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.launch.commands import run_command
+from tests.preflight.ssh_server import ssh_server
 from tests.ranks import free_port
 from tests.small_run import SETTINGS, small_dataset
-from tests.train.preflight.ssh_server import ssh_server
 
 
 def preflight(
@@ -202,7 +202,7 @@ def test_a_host_without_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_first_half_loads_no_torch() -> None:
     code = (
-        "import sys; import gpt2_ds.train.preflight.arguments, gpt2_ds.train.preflight.before_ssh;"
+        "import sys; import gpt2_ds.preflight.arguments, gpt2_ds.preflight.before_ssh;"
         "print([name for name in ('torch', 'deepspeed', 'numpy') if name in sys.modules])"
     )
     shown = subprocess.run(

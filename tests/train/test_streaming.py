@@ -9,7 +9,7 @@ import pytest
 
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.train.inputs import open_inputs
+from gpt2_ds.preflight.inputs import open_inputs
 from tests.conftest import REPOSITORY
 from tests.files.fault_server import serving
 from tests.ranks import run_ranks

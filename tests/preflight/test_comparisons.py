@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpt2_ds.plan.states import Memory
-from gpt2_ds.train.preflight.comparisons import (
+from gpt2_ds.preflight.comparisons import (
     cores,
     devices,
     gpus_alike,
@@ -16,8 +16,8 @@ from gpt2_ds.train.preflight.comparisons import (
     versions_alike,
     who,
 )
-from gpt2_ds.train.preflight.verdicts import Verdict, failed, ok, warning
-from tests.train.preflight.facts import GIB, rank_facts, two_hosts
+from gpt2_ds.preflight.verdicts import Verdict, failed, ok, warning
+from tests.preflight.facts import GIB, rank_facts, two_hosts
 
 SMALL = Memory(device_bytes=GIB, host_bytes=0)
 

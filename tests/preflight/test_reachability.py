@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.preflight import reachability
-from gpt2_ds.train.preflight.reachability import Ssh, commands, reach
-from gpt2_ds.train.preflight.verdicts import Check, Verdict, ok
-from tests.train.preflight.ssh_server import ssh_server
+from gpt2_ds.preflight import reachability
+from gpt2_ds.preflight.reachability import Ssh, commands, reach
+from gpt2_ds.preflight.verdicts import Check, Verdict, ok
+from tests.preflight.ssh_server import ssh_server
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ from gpt2_ds.parallel.engine import (
     set_learning_rate,
 )
 from gpt2_ds.parallel.process_group import join, leave, local_device, supports
-from gpt2_ds.train.preflight.verdicts import Check, exit_code, failed, ok, table
+from gpt2_ds.preflight.verdicts import Check, exit_code, failed, ok, table
 
-_REPOSITORY = Path(__file__).resolve().parents[3]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _STEPS, _SEQUENCES, _TOKENS, _VOCABULARY = 6, 4, 64, 257  # sequences of each rank, a step
 _LEARNING_RATE, _CLIP = 1e-3, 0.5
 _EPS = 1e-3  # Adam then makes no whole step of a gradient that is mostly rounding
@@ -53,7 +53,7 @@ BOUNDS = {"fp32": (1e-5, 1e-4, 1e-4), "bf16": (5e-4, 1e-2, 0.05)}
 """How far loss, gradient norm and weights may be from PyTorch's: see `Course.apart`.
 
 DeepSpeed 0.19.8 on 1, 2 and 4 CPU ranks is at most 1.3e-7, 1.2e-7, 6.2e-7 away in fp32, and 3.4e-5,
-5.9e-4, 5.4e-3 in bf16. The faults that tests/train/preflight/test_numerics.py puts back are away by
+5.9e-4, 5.4e-3 in bf16. The faults that tests/preflight/test_numerics.py puts back are away by
 9.8e-4, 0.020, 0.38 or more.
 """
 

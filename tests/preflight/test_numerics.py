@@ -17,7 +17,7 @@ import pytest
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.lint import rules as lint
 from gpt2_ds.config.run_plan import resolve_run
-from gpt2_ds.train.preflight.verdicts import Check, Verdict
+from gpt2_ds.preflight.verdicts import Check, Verdict
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 
@@ -25,7 +25,7 @@ from tests.ranks import run_ranks
 def of_numbers(*values: float) -> Any:
     import torch
 
-    from gpt2_ds.train.preflight.numerics import Course
+    from gpt2_ds.preflight.numerics import Course
 
     return Course([4.0, values[0]], [1.0, values[1]], [torch.tensor([3.0, values[2]])])
 
@@ -46,7 +46,7 @@ def test_what_is_no_number_is_far_away(kind: int) -> None:
 
 
 def test_a_release_that_is_known_to_be_wrong_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2_ds.train.preflight.numerics import Case, plan_of
+    from gpt2_ds.preflight.numerics import Case, plan_of
 
     monkeypatch.setattr(lint, "installed_deepspeed", lambda: "0.18.2")
     template = REPOSITORY / "ds_configs/zero2.json"
@@ -56,7 +56,7 @@ def test_a_release_that_is_known_to_be_wrong_is_measured(monkeypatch: pytest.Mon
 
 
 def test_the_small_model_is_cut_up() -> None:
-    from gpt2_ds.train.preflight.numerics import Case, plan_of
+    from gpt2_ds.preflight.numerics import Case, plan_of
 
     plan = plan_of(Case("zero3", "fp32", 1))
     zero, width = plan.template.zero_optimization, plan.recipe.model.n_embd
@@ -73,7 +73,7 @@ def stage_0(spoil: Callable[[Any], None], accumulation: int, *, dummy_step: bool
     """
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
-    from gpt2_ds.train.preflight import numerics
+    from gpt2_ds.preflight import numerics
 
     build, begin = numerics.build_engine, FP16_UnfusedOptimizer.initialize_optimizer_states
 
@@ -102,7 +102,7 @@ def with_faults() -> dict[str, tuple[Check, Sequence[Sequence[float]]]]:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
     from gpt2_ds.parallel.agreement import gathered
-    from gpt2_ds.train.preflight import numerics
+    from gpt2_ds.preflight import numerics
 
     def as_it_is(engine: Any) -> None:
         pass
@@ -139,7 +139,7 @@ def with_faults() -> dict[str, tuple[Check, Sequence[Sequence[float]]]]:
 
 @pytest.mark.heavy
 def test_faults_put_back_are_found(tmp_path: Path) -> None:
-    from gpt2_ds.train.preflight.numerics import BOUNDS
+    from gpt2_ds.preflight.numerics import BOUNDS
 
     found, others = run_ranks(with_faults, 2, tmp_path)
     assert others == found  # or one rank would end with another code than the next
@@ -159,7 +159,7 @@ def test_faults_put_back_are_found(tmp_path: Path) -> None:
 
 def whole() -> tuple[int, str, float]:
     """The code, what was printed on this rank, and the seconds."""
-    from gpt2_ds.train.preflight import numerics
+    from gpt2_ds.preflight import numerics
 
     printed, began = io.StringIO(), time.perf_counter()
     with redirect_stdout(printed):
@@ -191,7 +191,7 @@ def test_every_way_is_right_here(ran: list[tuple[int, str, float]]) -> None:
 
 def no_bf16_and_a_fault() -> tuple[int, str, float]:
     """A device without bf16, and an engine that computes with another learning rate."""
-    from gpt2_ds.train.preflight import numerics
+    from gpt2_ds.preflight import numerics
 
     numerics.CASES = tuple(case for case in numerics.CASES if case.template == "zero1")
     numerics.supports = lambda dtype: dtype == "fp32"
@@ -213,7 +213,7 @@ def test_a_difference_ends_with_1(tmp_path: Path) -> None:
 def stopped_on_rank_1(folder: Path) -> None:
     """Rank 1 alone meets an error in the middle of the second case."""
     from gpt2_ds.hosts.launcher import rank
-    from gpt2_ds.train.preflight import numerics
+    from gpt2_ds.preflight import numerics
 
     numerics.CASES = tuple(case for case in numerics.CASES if case.dtype == "fp32")
     losses, count = numerics.window_loss, iter(range(1000))
@@ -231,7 +231,7 @@ def stopped_on_rank_1(folder: Path) -> None:
 
 @pytest.mark.heavy
 def test_an_error_on_one_rank_leaves_no_other_waiting(tmp_path: Path) -> None:
-    from gpt2_ds.train.preflight.numerics import _FIX
+    from gpt2_ds.preflight.numerics import _FIX
 
     began = time.monotonic()
     with pytest.raises(AssertionError, match=re.escape("exit codes of the ranks: [1, 1]")):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _CONNECT_SECONDS = 5
 _LOGIN_SECONDS = 20.0

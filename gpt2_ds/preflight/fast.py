@@ -12,17 +12,17 @@ from gpt2_ds.hosts.hostfile import check_environment_file, environment_files
 from gpt2_ds.hosts.launcher import nodes, rank, world_size
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.plan.states import model_states
-from gpt2_ds.train.preflight.clocks import clocks
-from gpt2_ds.train.preflight.comparisons import (
+from gpt2_ds.preflight.clocks import clocks
+from gpt2_ds.preflight.comparisons import (
     devices,
     gpus_alike,
     memory,
     project_alike,
     versions_alike,
 )
-from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.run_folder import room, run_folder
-from gpt2_ds.train.preflight.verdicts import Check, Verdict
+from gpt2_ds.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.run_folder import room, run_folder
+from gpt2_ds.preflight.verdicts import Check, Verdict
 
 
 def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.agreement import gathered, totals
-from gpt2_ds.train.preflight.comparisons import one_a_node
-from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+from gpt2_ds.preflight.comparisons import one_a_node
+from gpt2_ds.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _ROUNDS = 5
 _WARNING_SECONDS = 1.0

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_ds.train.preflight import every_rank, fast, rank_facts, run_folder
-from gpt2_ds.train.preflight.fast import fast_checks
-from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.verdicts import failed
+from gpt2_ds.preflight import every_rank, fast, rank_facts, run_folder
+from gpt2_ds.preflight.fast import fast_checks
+from gpt2_ds.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.verdicts import failed
 from tests.config.small_recipe import only_fault
 from tests.small_run import small_plan
 

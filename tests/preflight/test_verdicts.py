@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt2_ds.train.preflight.verdicts import exit_code, failed, ok, table, warning
+from gpt2_ds.preflight.verdicts import exit_code, failed, ok, table, warning
 
 GOOD = ok("Python", "3.11.7")
 POOR = warning("free disk", "1 GiB for 2 GiB", "Make room.")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2_ds.train.preflight import speed
-from gpt2_ds.train.preflight.speed import (
+from gpt2_ds.preflight import speed
+from gpt2_ds.preflight.speed import (
     AllReduce,
     compare_nodes,
     compare_speeds,
@@ -20,9 +20,9 @@ from gpt2_ds.train.preflight.speed import (
     matmul_flops,
     ring_rounds,
 )
-from gpt2_ds.train.preflight.verdicts import Check, Verdict, failed, ok, warning
+from gpt2_ds.preflight.verdicts import Check, Verdict, failed, ok, warning
+from tests.preflight.facts import rank_facts, two_hosts
 from tests.ranks import run_ranks
-from tests.train.preflight.facts import rank_facts, two_hosts
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SLOW = "rank 3 on host-2 (device 1) reaches 70 TFLOP/s, 70% of the median of the others"

@@ -16,14 +16,14 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.process_group import join, leave
-from gpt2_ds.train.inputs import open_inputs
-from gpt2_ds.train.preflight.comparisons import cores, shared_memory, who
-from gpt2_ds.train.preflight.fast import compare
-from gpt2_ds.train.preflight.left_locks import extension_locks
-from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.run_folder import left_as_found, room, run_folder
-from gpt2_ds.train.preflight.speed import matmul, network
-from gpt2_ds.train.preflight.verdicts import Check, exit_code, failed, ok, table, warning
+from gpt2_ds.preflight.comparisons import cores, shared_memory, who
+from gpt2_ds.preflight.fast import compare
+from gpt2_ds.preflight.inputs import open_inputs
+from gpt2_ds.preflight.left_locks import extension_locks
+from gpt2_ds.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.run_folder import left_as_found, room, run_folder
+from gpt2_ds.preflight.speed import matmul, network
+from gpt2_ds.preflight.verdicts import Check, exit_code, failed, ok, table, warning
 
 _MINUTES = 2.0
 _SPEED_SECONDS = 40.0

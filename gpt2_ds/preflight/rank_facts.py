@@ -20,7 +20,7 @@ from gpt2_ds.hosts.launcher import local_ranks, rank
 from gpt2_ds.parallel.process_group import device_title, local_device
 from gpt2_ds.record.run_directory import git_commit, package_versions
 
-_REPOSITORY = Path(__file__).resolve().parents[3]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each, whatever a process is shown
 _MUST_BE_EQUAL = ("torch", "deepspeed", "numpy")

@@ -15,8 +15,8 @@ from gpt2_ds.hosts.hostfile import (
     read_hostfile,
 )
 from gpt2_ds.hosts.node_commands import describe_nodes
-from gpt2_ds.train.preflight.reachability import Ssh, commands, is_another, reach
-from gpt2_ds.train.preflight.verdicts import Check, exit_code, ok, table, warning
+from gpt2_ds.preflight.reachability import Ssh, commands, is_another, reach
+from gpt2_ds.preflight.verdicts import Check, exit_code, ok, table, warning
 
 
 def check_hosts(args: Namespace) -> int:

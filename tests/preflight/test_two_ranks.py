@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from gpt2_ds.train.preflight.verdicts import Check, Verdict, ok
+from gpt2_ds.preflight.verdicts import Check, Verdict, ok
+from tests.preflight.facts import rank_facts
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_dataset, small_plan
-from tests.train.preflight.facts import rank_facts
 
 pytestmark = pytest.mark.heavy
 
@@ -26,13 +26,13 @@ def scenarios(data: Path, folder: Path) -> dict[str, Any]:
 
     from gpt2_ds.hosts.launcher import rank
     from gpt2_ds.parallel.agreement import gathered
-    from gpt2_ds.train.preflight import every_rank, fast
-    from gpt2_ds.train.preflight import run_folder as run_folder_module
-    from gpt2_ds.train.preflight.clocks import clocks
-    from gpt2_ds.train.preflight.left_locks import extension_locks
-    from gpt2_ds.train.preflight.rank_facts import RankFacts
-    from gpt2_ds.train.preflight.run_folder import left_as_found, run_folder
-    from gpt2_ds.train.preflight.speed import matmul, matmul_flops, network
+    from gpt2_ds.preflight import every_rank, fast
+    from gpt2_ds.preflight import run_folder as run_folder_module
+    from gpt2_ds.preflight.clocks import clocks
+    from gpt2_ds.preflight.left_locks import extension_locks
+    from gpt2_ds.preflight.rank_facts import RankFacts
+    from gpt2_ds.preflight.run_folder import left_as_found, run_folder
+    from gpt2_ds.preflight.speed import matmul, matmul_flops, network
 
     run_folder_module._SEEN_WITHIN_SECONDS = 0.3
     odd, cpu = rank() == 1, torch.device("cpu")

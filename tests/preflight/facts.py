@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2_ds.train.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.rank_facts import RankFacts
 
 GIB = 1 << 30
 

@@ -15,8 +15,8 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.plan.states import disk_bytes
-from gpt2_ds.train.preflight.comparisons import gib
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+from gpt2_ds.preflight.comparisons import gib
+from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _SEEN_WITHIN_SECONDS = 3.0  # a network disk shows a new file a little later
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -17,7 +17,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
-from gpt2_ds.train.inputs import open_inputs
+from gpt2_ds.preflight.inputs import open_inputs
 from tests.conftest import REPOSITORY
 from tests.small_run import SETTINGS, small_dataset, small_plan
 
@@ -180,7 +180,7 @@ def test_the_folder_of_the_data_is_taken(texts: Path, tmp_path: Path) -> None:
 _RANK = """
 import sys, time
 from pathlib import Path
-import gpt2_ds.train.inputs as module
+import gpt2_ds.preflight.inputs as module
 from gpt2_ds.config.run_plan import resolve_run
 
 calls, plain = Path(sys.argv[1]), module.prepare

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_ds.train.preflight.clocks import certain_skews, clocks
-from gpt2_ds.train.preflight.verdicts import Verdict
-from tests.train.preflight.facts import rank_facts
+from gpt2_ds.preflight.clocks import certain_skews, clocks
+from gpt2_ds.preflight.verdicts import Verdict
+from tests.preflight.facts import rank_facts
 
 
 @given(

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import gathered, totals
-from gpt2_ds.train.preflight.comparisons import one_a_node
-from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+from gpt2_ds.preflight.comparisons import one_a_node
+from gpt2_ds.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _SLOW_SHARE = 0.8
 _SLOW_NODE_SHARE = 0.5

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpt2_ds.plan.states import Memory
-from gpt2_ds.train.preflight.rank_facts import RankFacts
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok, warning
+from gpt2_ds.preflight.rank_facts import RankFacts
+from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _SHM_BYTES = 1 << 30  # what NVIDIA's containers ask for
 _GIB = 1 << 30

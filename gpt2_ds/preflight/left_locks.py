@@ -12,7 +12,7 @@ from torch.utils.cpp_extension import get_default_build_root
 from gpt2_ds.hosts.launcher import nodes
 from gpt2_ds.parallel import compiled_ops
 from gpt2_ds.parallel.agreement import gathered
-from gpt2_ds.train.preflight.verdicts import Check, failed, ok
+from gpt2_ds.preflight.verdicts import Check, failed, ok
 
 
 def extension_locks() -> Check:
