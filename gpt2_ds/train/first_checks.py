@@ -11,15 +11,15 @@ from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.config.template import Template
 from gpt2_ds.data.reading.corpus import Corpus
+from gpt2_ds.health.health import stop_reasons
+from gpt2_ds.health.stop_request import StopRequest
+from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import local_ranks, nodes, rank, world_size
 from gpt2_ds.parallel.agreement import Pulse, gathered, until_all
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.process_group import device_title, local_device, supports
 from gpt2_ds.preflight.fast import fast_checks
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.health import stop_reasons
-from gpt2_ds.train.stop_request import StopRequest
-from gpt2_ds.train.watchdog import Watchdog
 
 
 def check_together(

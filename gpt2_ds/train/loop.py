@@ -15,6 +15,7 @@ from gpt2_ds.data.order.samples import Samples
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.data.reading.loader import TokenLoader
 from gpt2_ds.evaluation.loss import window_loss
+from gpt2_ds.health.health import Health
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.agreement import totals
 from gpt2_ds.parallel.engine import set_batch, set_learning_rate
@@ -22,7 +23,6 @@ from gpt2_ds.parallel.update import Update, apply_update
 from gpt2_ds.plan.learning_rate import learning_rate
 from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.health import Health
 from gpt2_ds.train.start_up import start_up_words
 from gpt2_ds.train.validation import StoppedEarly, show_sample, validate
 

@@ -34,6 +34,9 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.data.reading.loader import TokenLoader
+from gpt2_ds.health.health import Health
+from gpt2_ds.health.stop_request import StopRequest
+from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import local_ranks, rank, world_size
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered, until_all
@@ -48,13 +51,10 @@ from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
 from gpt2_ds.record.terminal import say, say_file_trouble
 from gpt2_ds.train.arguments import TRAIN, StartOptions
 from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
-from gpt2_ds.train.health import Health
 from gpt2_ds.train.job_record import headline, note_end, note_fault, note_start
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
 from gpt2_ds.train.out_of_memory import out_of_memory
 from gpt2_ds.train.replay import replay
-from gpt2_ds.train.stop_request import StopRequest
-from gpt2_ds.train.watchdog import Watchdog
 
 _MEETING_SECONDS = 600.0
 _UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30

@@ -13,9 +13,9 @@ from gpt2_ds.config.template_file import load_template
 from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.train.first_checks import compiled_ops_of
 from tests.conftest import REPOSITORY
+from tests.health.watched_ranks import Ranks
 from tests.ranks import run_ranks
 from tests.small_run import small_dataset, small_plan
-from tests.train.watched_ranks import Ranks
 
 STALE = "a build of async_io died"
 

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe import HealthSection
-from gpt2_ds.train.loss_watch import LossWatch, logged_steps
+from gpt2_ds.health.loss_watch import LossWatch, logged_steps
 
 
 def quiet_losses(n: int) -> list[float]:

@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED
-from gpt2_ds.parallel.process_group import host_group
-from gpt2_ds.train.doors import Door, Doors
-from gpt2_ds.train.rank_status import (
+from gpt2_ds.health.peers import Door, Doors
+from gpt2_ds.health.rank_status import (
     DUMPED,
     FAILED,
     LEFT,
@@ -26,7 +25,8 @@ from gpt2_ds.train.rank_status import (
     find_hang,
     open_store,
 )
-from gpt2_ds.train.stacks import Stacks, end_with_stacks
+from gpt2_ds.health.stacks import Stacks, end_with_stacks
+from gpt2_ds.parallel.process_group import host_group
 
 _PERIOD_SECONDS = 0.5
 _NO_TIMEOUT = timedelta(days=365)  # a stopped rank 0 must not make the store print; see _look

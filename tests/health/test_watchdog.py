@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.train.stacks import Stacks
-from gpt2_ds.train.watchdog import Watchdog
+from gpt2_ds.health.stacks import Stacks
+from gpt2_ds.health.watchdog import Watchdog
+from tests.health.watched_ranks import Ranks
 from tests.ranks import run_ranks
-from tests.train.watched_ranks import Ranks
 
 pytestmark = pytest.mark.heavy
 LONG_MATRIX = pytest.param(0, marks=pytest.mark.faults)  # rank 0, which holds the store

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2_ds.health.stragglers import SlowRanks, slow_ranks
 from gpt2_ds.hosts.launcher import rank
-from gpt2_ds.train.slow_ranks import SlowRanks, slow_ranks
 from tests.ranks import run_ranks
 
 

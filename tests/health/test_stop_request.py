@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_ds.health.stop_request import LAUNCHER_GONE, StopRequest
 from gpt2_ds.hosts.process import Process
-from gpt2_ds.train.stop_request import LAUNCHER_GONE, StopRequest
 from tests.conftest import REPOSITORY
 
 _RANK = """
@@ -24,7 +24,7 @@ if "GPT2_DS_SUPERVISED" not in os.environ and "--supervise" in sys.argv:
     import subprocess
     own = os.environ | {"GPT2_DS_SUPERVISED": "1"}
     sys.exit(subprocess.run([sys.executable, *sys.argv], env=own).returncode)
-from gpt2_ds.train.stop_request import StopRequest
+from gpt2_ds.health.stop_request import StopRequest
 folder = Path(sys.argv[1])
 os.close(1)  # the terminal is gone
 with StopRequest() as stop:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_ds.hosts.process import Process
-from gpt2_ds.train.rank_status import (
+from gpt2_ds.health.rank_status import (
     Finding,
     RankProcess,
     Status,
     find_end,
     find_hang,
 )
+from gpt2_ds.hosts.process import Process
 
 RANKS = [
     RankProcess(rank, f"host{rank // 2}", f"place{rank // 2}", Process(100 + rank, 1))

@@ -21,17 +21,17 @@ import torch.distributed as dist
 from gpt2_ds.config.errors import RunError, exit_code_of
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.process_group import join, leave
-from gpt2_ds.train.watchdog import Watchdog
+from gpt2_ds.health.watchdog import Watchdog
 
 if os.environ.get("BACKEND"):  # the watchdog's idea of it alone; the ranks talk by gloo
-    import gpt2_ds.train.watchdog
+    import gpt2_ds.health.watchdog
     class Distributed:
         def __getattr__(self, name):
             return (lambda: os.environ["BACKEND"]) if name == "get_backend" else getattr(dist, name)
-    gpt2_ds.train.watchdog.dist = Distributed()
-    gpt2_ds.train.watchdog._DEAD_GRACE_SECONDS = 60.0  # for the main thread, under gloo alone
+    gpt2_ds.health.watchdog.dist = Distributed()
+    gpt2_ds.health.watchdog._DEAD_GRACE_SECONDS = 60.0  # for the main thread, under gloo alone
 if os.environ.get("HOSTS"):  # each rank is alone on its own
-    from gpt2_ds.train.rank_status import RankProcess
+    from gpt2_ds.health.rank_status import RankProcess
     of_this_process = RankProcess.of_this_process
     def alone(rank):
         from dataclasses import replace

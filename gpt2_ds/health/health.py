@@ -8,6 +8,10 @@ from gpt2_ds.checkpoint.checkpoint import Checkpoints
 from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.samples import Samples
+from gpt2_ds.health.loss_watch import LossWatch, logged_steps
+from gpt2_ds.health.stop_request import StopRequest
+from gpt2_ds.health.stragglers import SlowRanks
+from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.parallel.compute_time import OwnTime
 from gpt2_ds.parallel.process_group import host_group
@@ -15,10 +19,6 @@ from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
 from gpt2_ds.record.ledger import Event, Ledger
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.loss_watch import LossWatch, logged_steps
-from gpt2_ds.train.slow_ranks import SlowRanks
-from gpt2_ds.train.stop_request import StopRequest
-from gpt2_ds.train.watchdog import Watchdog
 
 _SLOW_RANKS_INTERVAL_STEPS = 10
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gpt2_ds.health.rank_status import Finding, RankProcess, Status, find_end
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.hosts.network_device import address_towards
-from gpt2_ds.train.rank_status import Finding, RankProcess, Status, find_end
 
 _SILENT_SECONDS = 10.0
 _SILENT_AFTER_AN_ERROR_SECONDS = 1.0

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import pytest
 
+from gpt2_ds.health import peers as doors
+from gpt2_ds.health.peers import Address, Answer, Door, Doors
+from gpt2_ds.health.rank_status import RankProcess, Status
 from gpt2_ds.hosts.process import Process
-from gpt2_ds.train import doors
-from gpt2_ds.train.doors import Address, Answer, Door, Doors
-from gpt2_ds.train.rank_status import RankProcess, Status
 from tests.conftest import REPOSITORY
 
 _OPEN = """
-from gpt2_ds.train.doors import Door
+from gpt2_ds.health.peers import Door
 door = Door()
 print(door.address.host, door.address.port, flush=True)
 import time; time.sleep(600)
