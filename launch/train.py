@@ -14,7 +14,7 @@ from gpt2_ds.hosts.node_commands import describe_nodes
 from gpt2_ds.hosts.node_environment import load_node_environment
 from gpt2_ds.hosts.supervisor import supervise
 from gpt2_ds.preflight.inputs import open_inputs
-from gpt2_ds.train.arguments import StartOptions, parse
+from gpt2_ds.train.start.arguments import StartOptions, parse
 
 
 def main() -> int:

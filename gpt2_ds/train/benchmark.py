@@ -22,8 +22,8 @@ from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.first_checks import check_device, clear_stale_locks, use_cpu_adam
-from gpt2_ds.train.start_up import start_up_words
+from gpt2_ds.train.start.first_checks import check_device, clear_stale_locks, use_cpu_adam
+from gpt2_ds.train.start.start_up import start_up_words
 
 PLAIN_TORCH = "plain torch"
 Step = Callable[[list[Tensor]], None]

@@ -23,7 +23,7 @@ from gpt2_ds.parallel.update import Update, apply_update
 from gpt2_ds.plan.learning_rate import learning_rate
 from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.start_up import start_up_words
+from gpt2_ds.train.start.start_up import start_up_words
 from gpt2_ds.train.validation import StoppedEarly, show_sample, validate
 
 

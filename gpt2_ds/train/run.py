@@ -49,12 +49,12 @@ from gpt2_ds.record.run_directory import write_run_files
 from gpt2_ds.record.run_lock import RunLock
 from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
 from gpt2_ds.record.terminal import say, say_file_trouble
-from gpt2_ds.train.arguments import TRAIN, StartOptions
-from gpt2_ds.train.first_checks import check_together, clear_stale_locks, use_cpu_adam
-from gpt2_ds.train.job_record import headline, note_end, note_fault, note_start
 from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
-from gpt2_ds.train.out_of_memory import out_of_memory
 from gpt2_ds.train.replay import replay
+from gpt2_ds.train.start.arguments import TRAIN, StartOptions
+from gpt2_ds.train.start.first_checks import check_together, clear_stale_locks, use_cpu_adam
+from gpt2_ds.train.start.job_record import headline, note_end, note_fault, note_start
+from gpt2_ds.train.start.out_of_memory import out_of_memory
 
 _MEETING_SECONDS = 600.0
 _UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30

@@ -16,7 +16,7 @@ import torch
 
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.record.ledger import read_ledger
-from gpt2_ds.train.arguments import StartOptions
+from gpt2_ds.train.start.arguments import StartOptions
 from tests.checkpoint.saved_files import flip
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan

@@ -16,7 +16,7 @@ import gpt2_ds.checkpoint.file as checkpoint_file
 import gpt2_ds.train.loop as loop
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.record.ledger import read_ledger
-from gpt2_ds.train.arguments import StartOptions
+from gpt2_ds.train.start.arguments import StartOptions
 from tests.faults.jobs import events_of
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan

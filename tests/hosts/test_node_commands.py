@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.hosts.node_commands import describe_nodes, is_changed_by_a_shell, node_command
-from gpt2_ds.train.arguments import parse
+from gpt2_ds.train.start.arguments import parse
 
 HOSTS = {"alpha": 2, "beta": 1}
 WORDS = ["launch/train.py", "--recipe", "recipes/quickstart.yaml", "--set", "a.b={c: 1, d: 2}"]

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gpt2_ds.train.arguments import parse
+from gpt2_ds.train.start.arguments import parse
 from tests.conftest import REPOSITORY
 from tests.faults.jobs import newest_step
 from tests.launch.together import Started, run_together

@@ -17,7 +17,7 @@ from gpt2_ds.config.sources import source_faults
 from gpt2_ds.config.yaml_document import parse_yaml
 from gpt2_ds.data.preparation.arguments import parse
 from gpt2_ds.preflight import arguments as preflight_arguments
-from gpt2_ds.train import arguments as train_arguments
+from gpt2_ds.train.start import arguments as train_arguments
 from tests.conftest import REPOSITORY
 from tests.launch.commands import bare_environment, copy_of_repository, run_command
 from tests.ranks import free_port

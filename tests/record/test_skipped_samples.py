@@ -12,7 +12,7 @@ import torch
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.order.skipped import SKIPPED_FILE, read_skipped
 from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
-from gpt2_ds.train.arguments import StartOptions
+from gpt2_ds.train.start.arguments import StartOptions
 from tests.ranks import run_ranks
 from tests.small_run import small_corpus, small_dataset, small_plan
 

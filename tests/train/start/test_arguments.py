@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.train.arguments import TRAIN, StartOptions, parse
+from gpt2_ds.train.start.arguments import TRAIN, StartOptions, parse
 
 
 def test_only_the_recipe_is_needed() -> None:

@@ -14,7 +14,7 @@ from gpt2_ds.hosts.supervisor import attempt
 from gpt2_ds.parallel.process_group import device_title
 from gpt2_ds.record.ledger import Event, Ledger
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.arguments import StartOptions
+from gpt2_ds.train.start.arguments import StartOptions
 
 
 def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2_ds.train.out_of_memory import out_of_memory
+from gpt2_ds.train.start.out_of_memory import out_of_memory
 from tests.conftest import REPOSITORY
 from tests.small_run import small_dataset, small_plan
 
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 import torch
 import gpt2_ds.train.loop as loop
-from gpt2_ds.train.arguments import TRAIN
+from gpt2_ds.train.start.arguments import TRAIN
 from gpt2_ds.train.run import train_and_leave
 from tests.small_run import small_corpus, small_plan
 

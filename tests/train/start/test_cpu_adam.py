@@ -14,7 +14,7 @@ from tests.small_run import small_plan
 def _chosen(folder: Path, cases: list[list[Path]]) -> list[tuple[bool, str]]:
     """Of each case, whether a rank with its own PATH takes DeepSpeedCPUAdam; what it said."""
     from gpt2_ds.hosts.launcher import rank
-    from gpt2_ds.train.first_checks import use_cpu_adam
+    from gpt2_ds.train.start.first_checks import use_cpu_adam
 
     os.environ.pop("CXX", None)
     plan, found = small_plan("data", folder, template="zero3_offload", world_size=2), []

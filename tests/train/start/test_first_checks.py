@@ -11,7 +11,7 @@ import pytest
 
 from gpt2_ds.config.template_file import load_template
 from gpt2_ds.parallel.agreement import gathered
-from gpt2_ds.train.first_checks import compiled_ops_of
+from gpt2_ds.train.start.first_checks import compiled_ops_of
 from tests.conftest import REPOSITORY
 from tests.health.watched_ranks import Ranks
 from tests.ranks import run_ranks
@@ -26,7 +26,7 @@ import os, sys, time
 from pathlib import Path
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.data.reading.corpus import Corpus
-from gpt2_ds.train.arguments import TRAIN
+from gpt2_ds.train.start.arguments import TRAIN
 from gpt2_ds.train.run import train_and_leave
 from tests.small_run import small_corpus, small_plan
 
@@ -67,7 +67,7 @@ def clear_twice(folder: Path) -> tuple[list[list[str]], str]:
     from io import StringIO
 
     from gpt2_ds.hosts import launcher
-    from gpt2_ds.train import first_checks
+    from gpt2_ds.train.start import first_checks
 
     me, left, said = launcher.rank(), [], StringIO()
     nvme = small_plan("data/x", folder / "run", template="zero3_nvme", world_size=2)
