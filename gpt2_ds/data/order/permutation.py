@@ -9,8 +9,8 @@ processes share them. The permutation is a Feistel network over the next even po
 until it falls inside 0..E-1: no array of the data's size, and no random generator of a library,
 whose stream may change between versions.
 
-`gpt2_ds.data.order.lanes` is the order for streamed data, `gpt2_ds.data.order.mixture` says which of several
-datasets a sample is from, and `gpt2_ds.data.order.samples` puts them together.
+`lanes` is the order for streamed data, `mixture` says which of several datasets a sample is from,
+and `samples` puts them together.
 
 Source: https://en.wikipedia.org/wiki/Format-preserving_encryption (cycle walking);
 https://doi.org/10.1137/0217022 (Luby and Rackoff: four rounds make a pseudorandom permutation).

@@ -5,11 +5,11 @@ bytes of the update. What is not is one of the constants below, and the GPU's
 `matmul_efficiency`. They were chosen by hand so that llm-foundry's rows of one machine with 2,048
 positions (350M to 7B; its A100 80GB and H100 tables) come out about right together; no constant
 belongs to a single row. Hopper's efficiency was then lowered from 0.62 to 0.60 with all H100 rows
-in view, so those are no blind predictions. tests/plan/cost/published_points.py has every point with its
-address, and tests/plan/cost/test_speed.py prints the errors: half are below 10 %. DeepSpeed with
-Hugging Face's LLaMA took 1.3 to 1.7 times as long as predicted here, llm.c's hand-written kernels
-less. Beyond `MEASURED_GPUS` only ZeRO-3 of 2021 is published: 1.6 to 4.9 times as long. A time with
-offload, which little published pins down, is good to a factor of two.
+in view, so those are no blind predictions. tests/plan/cost/published_points.py has every point
+with its address, and tests/plan/cost/test_speed.py prints the errors: half are below 10 %.
+DeepSpeed with Hugging Face's LLaMA took 1.3 to 1.7 times as long as predicted here, llm.c's
+hand-written kernels less. Beyond `MEASURED_GPUS` only ZeRO-3 of 2021 is published: 1.6 to 4.9
+times as long. A time with offload, which little published pins down, is good to a factor of two.
 """
 
 from __future__ import annotations
