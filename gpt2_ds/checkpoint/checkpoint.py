@@ -32,16 +32,9 @@ from gpt2_ds.config.errors import RunError, agreed
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.durable_file import sync
+from gpt2_ds.files.trouble import file_trouble
 from gpt2_ds.hosts.launcher import rank, world_size
-from gpt2_ds.parallel.agreement import (
-    GoesOn,
-    Pulse,
-    all_agree,
-    by_rank_0,
-    file_trouble,
-    gathered,
-    until_all,
-)
+from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_rank_0, gathered, until_all
 from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
 from gpt2_ds.record.run_directory import RUN_FILES, package_versions, write_text
 from gpt2_ds.record.terminal import say

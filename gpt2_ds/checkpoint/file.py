@@ -15,7 +15,7 @@ import torch
 
 from gpt2_ds.checkpoint.manifest import FileRecord, hash_file
 from gpt2_ds.files.durable_file import sync
-from gpt2_ds.parallel.agreement import file_trouble
+from gpt2_ds.files.trouble import file_trouble
 
 PIECE_BYTES = 1 << 26
 SYNC_BYTES = 1 << 28

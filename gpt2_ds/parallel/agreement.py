@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 import torch.distributed
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
+from gpt2_ds.files.trouble import file_trouble
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.process_group import host_group
 
@@ -22,18 +22,6 @@ _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.001, 0.1
 
 GoesOn = Callable[[str], None]
 """Hears from a main thread that it gets on, and with what, to read behind "while"."""
-
-FILE_TROUBLES = {
-    errno.ENOSPC: "Make room on this disk, then give the same command again",
-    errno.EDQUOT: "Make room within the quota, then give the same command again",
-    errno.EROFS: "Make the folder writable, or name another with --run-dir",
-    errno.EACCES: "Make the folder writable, or name another with --run-dir",
-    errno.EPERM: "Make the folder writable, or name another with --run-dir",
-    errno.EFBIG: "Raise the limit on the size of a file, then give the same command again",
-    errno.EIO: "See what the system says of this disk, then give the same command again",
-    errno.ESTALE: "See whether the network disk is there, then give the same command again",
-}
-"""What a file or a disk can refuse, and what a person does about it."""
 
 
 class Pulse:
@@ -163,15 +151,3 @@ def all_agree(failure: str | None) -> None:
     """
     if failures := [f"rank {i}: {each}" for i, each in enumerate(gathered(failure)) if each]:
         raise agreed(RunError("\n".join(failures)))
-
-
-def file_trouble(error: OSError) -> str:
-    """A sentence for what the system says of a file, with the fix.
-
-    >>> file_trouble(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
-    'runs/x: No space left on device. Make room on this disk, then give the same command again.'
-    """
-    name = error.filename2 or error.filename  # of a copy, the second is what is written
-    where = f"{name}: " if name else ""
-    fix = FILE_TROUBLES.get(error.errno or 0, "Mend it, then give the same command again")
-    return f"{where}{error.strerror or error}. {fix}."

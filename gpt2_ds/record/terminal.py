@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 
+from gpt2_ds.files.trouble import FILE_TROUBLES, file_trouble
 from gpt2_ds.hosts.launcher import rank
-from gpt2_ds.parallel.agreement import FILE_TROUBLES, file_trouble
 
 
 def say(text: str) -> None:

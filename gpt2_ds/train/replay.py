@@ -8,7 +8,8 @@ from gpt2_ds.checkpoint.checkpoint import Progress
 from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.loop import Run, take_step
+from gpt2_ds.train.loop import take_step
+from gpt2_ds.train.ready_run import Run
 
 
 def replay(run: Run, start: Progress, step: int) -> float:

@@ -34,12 +34,13 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.data.reading.loader import TokenLoader
+from gpt2_ds.files.trouble import FILE_TROUBLES, file_trouble
 from gpt2_ds.health.health import Health
 from gpt2_ds.health.stop_request import StopRequest
 from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import local_ranks, rank, world_size
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.parallel.agreement import FILE_TROUBLES, by_rank_0, file_trouble, gathered, until_all
+from gpt2_ds.parallel.agreement import by_rank_0, gathered, until_all
 from gpt2_ds.parallel.engine import build_engine
 from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.record.ledger import Ledger
@@ -49,7 +50,8 @@ from gpt2_ds.record.run_directory import write_run_files
 from gpt2_ds.record.run_lock import RunLock
 from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
 from gpt2_ds.record.terminal import say, say_file_trouble
-from gpt2_ds.train.loop import Run, evaluation_owed, train_steps
+from gpt2_ds.train.loop import evaluation_owed, train_steps
+from gpt2_ds.train.ready_run import Run
 from gpt2_ds.train.replay import replay
 from gpt2_ds.train.start.arguments import TRAIN, StartOptions
 from gpt2_ds.train.start.first_checks import check_together, clear_stale_locks, use_cpu_adam

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,9 +12,7 @@ from gpt2_ds.evaluation.loss import validation_loss
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import totals
 from gpt2_ds.record.terminal import say
-
-if TYPE_CHECKING:
-    from gpt2_ds.train.loop import Run
+from gpt2_ds.train.ready_run import Run
 
 
 class StoppedEarly(Exception):

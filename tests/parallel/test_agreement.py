@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
-from gpt2_ds.parallel.agreement import FILE_TROUBLES, Pulse, by_rank_0, file_trouble
+from gpt2_ds.parallel.agreement import Pulse, by_rank_0
 from tests.ranks import run_ranks
 
 
@@ -118,13 +118,3 @@ def test_work_that_gets_on_is_told_from_work_that_hangs(tmp_path: Path) -> None:
         assert 0.8 < zero[name][2] < 1.6  # nothing more was done after a second
         assert one[name][2] > 1.7  # who waits is well
     assert zero["failed"] == one["failed"] == "no"
-
-
-@pytest.mark.parametrize("number", sorted(FILE_TROUBLES))
-def test_each_trouble_of_a_file_has_a_fix(number: int) -> None:
-    said = file_trouble(OSError(number, "words", "a/b"))
-    assert said == f"a/b: words. {FILE_TROUBLES[number]}."
-
-
-def test_trouble_without_a_file_or_of_another_kind() -> None:
-    assert file_trouble(OSError("odd")) == "odd. Mend it, then give the same command again."

@@ -14,9 +14,10 @@ from gpt2_ds.data.format.manifest import (
     SplitName,
     read_manifest,
 )
-from gpt2_ds.data.format.shards import NO_TOKENIZER, verify_shard
+from gpt2_ds.data.format.shards import NO_TOKENIZER
 from gpt2_ds.data.format.split import Split
 from gpt2_ds.data.format.tokenizer import Tokenizer
+from gpt2_ds.data.format.verify import verify_shard
 
 TOKENIZER_DIRECTORY = "tokenizer"
 _RESTORE = "Restore the dataset from where it came from, or prepare it again."

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.errors import user_error
 from gpt2_ds.data.format.manifest import ShardEntry, SplitName
-from gpt2_ds.files.checksum import BLOCK_BYTES, Checksum, checksum_of
-from gpt2_ds.files.durable_file import sha256_of, write_durably
+from gpt2_ds.files.checksum import Checksum
+from gpt2_ds.files.durable_file import write_durably
 
 HEADER_BYTES = 1024
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
 # Item size -> (magic, version).
 FORMATS = {2: (20240520, 1), 4: (20240801, 7)}
 NO_TOKENIZER = "0" * 64
-PIECE_TOKENS = 2**22  # looked at in one go
-_REMAKE = "Restore the file from where it came from, or prepare the dataset again."
+REMAKE = "Restore the file from where it came from, or prepare the dataset again."
 
 
 @dataclass(frozen=True)
@@ -142,10 +140,10 @@ def read_header(path: Path) -> ShardHeader:
             data = file.read(HEADER_BYTES)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise user_error(str(path), f"cannot be read ({error.strerror})", _REMAKE) from error
+        raise user_error(str(path), f"cannot be read ({error.strerror})", REMAKE) from error
     if len(data) < HEADER_BYTES:
         raise user_error(
-            str(path), f"{size} bytes, and the header alone has {HEADER_BYTES}", _REMAKE
+            str(path), f"{size} bytes, and the header alone has {HEADER_BYTES}", REMAKE
         )
     words = np.frombuffer(data, dtype="<i4")
     magic, version, n_tokens = (int(word) for word in words[:3])
@@ -175,7 +173,7 @@ def read_header(path: Path) -> ShardHeader:
             str(path),
             f"{size} bytes, and a header that says {n_tokens} tokens, which are "
             f"{header.file_bytes} bytes",
-            _REMAKE,
+            REMAKE,
         )
     return header
 
@@ -197,98 +195,12 @@ def read_index(path: Path, header: ShardHeader) -> npt.NDArray[np.uint32]:
     try:
         data = index.read_bytes()
     except OSError as error:
-        raise user_error(str(index), f"cannot be read ({error.strerror})", _REMAKE) from error
+        raise user_error(str(index), f"cannot be read ({error.strerror})", REMAKE) from error
     if len(data) != 4 * header.n_documents:
         raise user_error(
             str(index),
             f"{len(data)} bytes, and {header.n_documents} documents are "
             f"{4 * header.n_documents} bytes",
-            _REMAKE,
+            REMAKE,
         )
     return np.frombuffer(data, dtype="<u4")
-
-
-def verify_shard(path: Path, entry: ShardEntry, *, n_vocab: int | None = None) -> None:
-    """Read a shard and its index, and compare them with their entry in the manifest.
-
-    Args:
-        path: of the shard.
-        entry: its own.
-        n_vocab: if given, every token must be below it.
-
-    Raises:
-        UserError: a byte of the two differs, or a token is none; names the first MiB or token.
-    """
-    faults = list(_differences(path, entry))
-    if not faults and n_vocab is not None:
-        from gpt2_ds.data.format.layouts import read_layout  # which knows this module
-
-        tokens = map_tokens(path, read_layout(path, entry.layout))
-        if (offset := first_beyond(tokens, n_vocab)) is not None:
-            faults.append(beyond_fault(path, tokens, offset, n_vocab))
-    if faults:
-        raise UserError(*faults)
-
-
-def _differences(path: Path, entry: ShardEntry) -> Iterator[Fault]:
-    try:
-        checksum = checksum_of(path)
-    except OSError as error:
-        yield Fault(str(path), f"cannot be read ({error.strerror})", _REMAKE)
-    else:
-        if checksum.sha256 != entry.sha256:
-            where = where_damaged(checksum, entry)
-            what = f"sha256 {checksum.sha256}, expected {entry.sha256}: damaged{where}"
-            yield Fault(str(path), what, _REMAKE)
-    if entry.index_sha256 is None:
-        return
-    index = path.with_suffix(".idx")
-    try:
-        got = sha256_of(index)
-    except OSError as error:
-        yield Fault(str(index), f"cannot be read ({error.strerror})", _REMAKE)
-    else:
-        if got != entry.index_sha256:
-            what = f"sha256 {got}, expected {entry.index_sha256}: damaged"
-            yield Fault(str(index), what, _REMAKE)
-
-
-def where_damaged(got: Checksum, entry: ShardEntry) -> str:
-    """In words: the first MiB whose CRC-32 differs, or what is missing or too much."""
-    if got.n_bytes != entry.bytes:
-        return f", {got.n_bytes} bytes instead of {entry.bytes}"
-    for block, (mine, said) in enumerate(zip(got.block_crc32, entry.block_crc32, strict=False)):
-        if mine != said:
-            begin, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, entry.bytes)
-            # Wrong only for a file that is one block, whose tokens are all of them either way.
-            item_bytes = 4 if entry.bytes >= 4 * entry.tokens else 2
-            offset = entry.bytes - entry.tokens * item_bytes
-            first = max(0, begin - offset) // item_bytes
-            last = max(0, end - offset - 1) // item_bytes
-            return f" between bytes {begin} and {end}, tokens {first} to {last}"
-    return ""
-
-
-def first_beyond(tokens: npt.NDArray[np.integer[Any]], n_vocab: int) -> int | None:
-    """The offset of the first token that is not in 0..n_vocab-1; None: all are.
-
-    Args:
-        tokens: (n,) of any size; read a piece at a time.
-        n_vocab: of the tokenizer.
-    """
-    for begin in range(0, len(tokens), PIECE_TOKENS):
-        piece = tokens[begin : begin + PIECE_TOKENS]
-        if int(piece.max()) >= n_vocab or int(piece.min()) < 0:
-            return begin + int(np.argmax((piece < 0) | (piece >= n_vocab)))
-    return None
-
-
-def beyond_fault(
-    path: Path, tokens: npt.NDArray[np.integer[Any]], offset: int, n_vocab: int
-) -> Fault:
-    """What to say of what `first_beyond` found at `offset` in the shard at `path`."""
-    return Fault(
-        str(path),
-        f"token {tokens[offset]} at offset {offset}, and the vocabulary has {n_vocab} tokens",
-        "Use the tokenizer the tokens were made with.",
-    )

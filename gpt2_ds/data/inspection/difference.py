@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.manifest import SplitName
-from gpt2_ds.data.format.shards import PIECE_TOKENS
+from gpt2_ds.data.format.verify import PIECE_TOKENS
 from gpt2_ds.data.inspection.inspection import Report, Tokens, about, tokens_of
 
 TOKENS_AROUND = 10

@@ -25,8 +25,9 @@ from gpt2_ds.data.format.manifest import (
     SplitName,
     read_manifest,
 )
-from gpt2_ds.data.format.shards import PIECE_TOKENS, map_tokens, verify_shard
+from gpt2_ds.data.format.shards import map_tokens
 from gpt2_ds.data.format.tokenizer import RANKS_FILE, TOKENIZER_FILE, Tokenizer
+from gpt2_ds.data.format.verify import PIECE_TOKENS, verify_shard
 from gpt2_ds.data.preparation.progress import Progress
 
 SAMPLE_CHARACTERS = 200

@@ -27,16 +27,9 @@ from gpt2_ds.data.format.manifest import (
     TokenizerEntry,
     read_manifest,
 )
-from gpt2_ds.data.format.shards import (
-    NO_TOKENIZER,
-    PIECE_TOKENS,
-    ShardHeader,
-    beyond_fault,
-    first_beyond,
-    map_tokens,
-    read_index,
-)
+from gpt2_ds.data.format.shards import NO_TOKENIZER, ShardHeader, map_tokens, read_index
 from gpt2_ds.data.format.tokenizer import Tokenizer
+from gpt2_ds.data.format.verify import PIECE_TOKENS, beyond_fault, first_beyond
 from gpt2_ds.data.preparation.progress import Progress
 from gpt2_ds.files.checksum import Checksum
 from gpt2_ds.files.durable_file import sha256_of, sync

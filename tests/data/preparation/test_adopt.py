@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.format import shards
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import adopt as adopt_module
@@ -196,7 +195,7 @@ def test_a_token_beyond_the_vocabulary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: int, letter: str
 ) -> None:
     monkeypatch.setattr(adopt_module, "PIECE_TOKENS", 100)
-    monkeypatch.setattr(shards, "PIECE_TOKENS", 30)
+    monkeypatch.setattr(verify, "PIECE_TOKENS", 30)
     tokens = [*TRAIN[0][:250], token, 999]
     write_npy(tmp_path / "x.npy", tokens, letter)
     refused(
