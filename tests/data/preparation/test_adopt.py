@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.data.format import verify
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import adopt as adopt_module
