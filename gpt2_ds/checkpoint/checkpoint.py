@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 
 from gpt2_ds.checkpoint.file import done_now, save_state, trouble, write
-from gpt2_ds.checkpoint.folder import layout_of, put_aside, remove_partial
+from gpt2_ds.checkpoint.folder import layout_of, quarantine, remove_partial
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -28,7 +28,7 @@ from gpt2_ds.checkpoint.manifest import (
 from gpt2_ds.checkpoint.probe import PROBE_FILE
 from gpt2_ds.checkpoint.remote import Uploader
 from gpt2_ds.checkpoint.retention import delete, to_delete, validation_losses
-from gpt2_ds.config.errors import RunError, agreed
+from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.durable_file import sync
@@ -140,7 +140,7 @@ class Checkpoints:
 
         probe_loss = self._facts.probe_loss()
         if broken := [loss for loss in gathered(probe_loss) if not math.isfinite(loss)]:
-            raise agreed(
+            raise on_all_ranks(
                 RunError(
                     f"{self._plan.run_dir}: after step {progress.step} the loss of the probe batch "
                     f"is {broken[0]}: these weights are lost, and are not saved. The last "
@@ -246,7 +246,7 @@ class Checkpoints:
             sync(metrics)
         write_text(writing.partial / MANIFEST, seal(manifest))
         final = self._folder / step_name(progress.step)
-        put_aside(final)  # only an unfinished or damaged one can be there
+        quarantine(final)  # only an unfinished or damaged one can be there
         writing.partial.rename(final)
         sync(self._folder)
         write_text(self._folder / "latest", final.name)  # for DeepSpeed's own tools

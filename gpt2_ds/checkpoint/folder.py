@@ -44,7 +44,7 @@ def remove_partial(checkpoints: Path, needed: Path | None = None) -> None:
             say(f"warning: {partial}: cannot be deleted ({error.strerror}); it is left there")
 
 
-def put_aside(folder: Path) -> None:
+def quarantine(folder: Path) -> None:
     """Rename a damaged checkpoint, if it is there: it must not count any more."""
     if not folder.is_symlink() and not folder.exists():
         return

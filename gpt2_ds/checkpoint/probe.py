@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpt2_ds.config.errors import RunError, agreed
+from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.evaluation.loss import validation_loss
@@ -53,7 +53,7 @@ def check_probe(checkpoint: Path, saved: float, loaded: float) -> None:
     losses = gathered(loaded)
     if wrong := [i for i, loss in enumerate(losses) if not abs(loss - saved) <= tolerated]:
         where = "" if len(wrong) == len(losses) else f" on rank {wrong[0]}"
-        raise agreed(
+        raise on_all_ranks(
             RunError(
                 f"{checkpoint / PROBE_FILE}: its loss is {losses[wrong[0]]:.6f} after loading"
                 f"{where} and was {saved:.6f} when saved: these are not the weights of that step. "

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gpt2_ds.checkpoint.folder import put_aside
+from gpt2_ds.checkpoint.folder import quarantine
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -184,7 +184,7 @@ def _finished(partial: Path, manifest: CheckpointManifest, raw: bytes) -> Path:
     write_durably(partial / MANIFEST, [raw])
     for folder in {(partial / file).parent for file in manifest.files}:
         sync(folder)
-    put_aside(final)  # it was damaged: nothing is fetched otherwise
+    quarantine(final)  # it was damaged: nothing is fetched otherwise
     partial.rename(final)
     sync(final.parent)
     return final

@@ -15,7 +15,7 @@ import torch
 from gpt2_ds.checkpoint.candidates import find_candidates
 from gpt2_ds.checkpoint.checkpoint import Progress
 from gpt2_ds.checkpoint.copies import remote_of
-from gpt2_ds.checkpoint.folder import layout_of, put_aside, remove_partial
+from gpt2_ds.checkpoint.folder import layout_of, quarantine, remove_partial
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     CheckpointManifest,
@@ -26,7 +26,7 @@ from gpt2_ds.checkpoint.manifest import (
 )
 from gpt2_ds.checkpoint.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.checkpoint.remote import Damaged
-from gpt2_ds.config.errors import Fault, RunError, UserError, agreed, user_error
+from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks, user_error
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank, world_size
@@ -99,7 +99,7 @@ def load_newest(
             bad = _damage(path, manifest, goes_on)
         if bad is not None or manifest is None:
             if strict:
-                raise agreed(
+                raise on_all_ranks(
                     RunError(
                         f"{bad}. Restore a copy of it, or start without --strict to go on from the "
                         "checkpoint before."
@@ -122,7 +122,7 @@ def load_newest(
     if candidates:
         n_copies = sum(each.is_copy for each in candidates)
         copies = f", and {n_copies} copies at {plan.recipe.checkpoint.copy_to}" if n_copies else ""
-        raise agreed(
+        raise on_all_ranks(
             RunError(
                 f"{plan.run_dir / 'checkpoints'}: all {len(candidates) - n_copies} checkpoints here"
                 f"{copies} are damaged. Restore a copy; to begin at step 0, use another --run-dir."
@@ -181,7 +181,7 @@ def _damage(path: Path, manifest: CheckpointManifest | None, goes_on: GoesOn) ->
     other, name = found[0]
     record = manifest.files[name]
     if other != 0 and by_rank_0(lambda: is_whole(path, name, record, pulse.beat), pulse):
-        raise agreed(
+        raise on_all_ranks(
             RunError(
                 f"{path / name}: what was saved, as rank 0 reads it, and not as rank {other} does. "
                 "See whether all hosts see one and the same folder there, then give the same "
@@ -214,14 +214,14 @@ def _check_together(
     except UserError as error:
         faults = error.faults
     if any(found := gathered(faults)):
-        raise agreed(UserError(*dict.fromkeys(fault for part in found for fault in part)))
+        raise on_all_ranks(UserError(*dict.fromkeys(fault for part in found for fault in part)))
 
 
 def _refuse_disk(plan: RunPlan) -> None:
     """The engine leaves out _load_zero_checkpoint, and copies the swapped files alone (0.19.8)."""
     offload = plan.template.zero_optimization.offload_optimizer
     if offload is not None and offload.device == "nvme":
-        raise agreed(
+        raise on_all_ranks(
             user_error(
                 f"{plan.template_file}: zero_optimization.offload_optimizer.device",
                 f"is nvme, and {plan.run_dir} holds checkpoints, from which DeepSpeed 0.19.8 then "
@@ -265,7 +265,7 @@ def _cannot_cut_anew(
     names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     other = f" and another {', '.join(names)}" if names and stage == now["stage"] else ""
     ranks = [f"{n} rank{'s' * (n > 1)}" for n in (manifest.world_size, world_size())]
-    return agreed(
+    return on_all_ranks(
         user_error(
             str(path),
             f"a run with Muon goes on only as it was saved, by {ranks[0]} at ZeRO stage {stage}; "
@@ -292,5 +292,5 @@ def _tidy(plan: RunPlan, damaged: set[str]) -> None:
     """Damaged checkpoints must not count as the newest again; what is unfinished goes."""
     checkpoints = plan.run_dir / "checkpoints"
     for name in damaged:
-        put_aside(checkpoints / name)
+        quarantine(checkpoints / name)
     remove_partial(checkpoints)

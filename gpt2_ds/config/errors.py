@@ -59,7 +59,7 @@ class RunError(Exception):
     said_by_rank_0 = False
 
 
-def agreed(error: AnyError) -> AnyError:
+def on_all_ranks(error: AnyError) -> AnyError:
     """Mark an error that every rank raises at the same place: rank 0 alone prints it."""
     error.said_by_rank_0 = True
     return error
@@ -99,7 +99,8 @@ def exit_code_of(command: Callable[[], int]) -> int:
 
     Under a launcher every rank finds the same mistake, and rank 0 prints it. A launcher that sees
     rank 0 end kills the others, on its own machine; one that still lives after a while has a
-    mistake of its own (a folder that its machine lacks), and prints it, unless all `agreed`.
+    mistake of its own (a folder that its machine lacks), and prints it, but not one that is
+    `on_all_ranks`.
 
     Args:
         command: does the work and returns the exit code.

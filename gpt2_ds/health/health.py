@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from gpt2_ds.checkpoint.checkpoint import Checkpoints
-from gpt2_ds.config.errors import RunError, agreed
+from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.samples import Samples
 from gpt2_ds.health.loss_watch import LossWatch, logged_steps
 from gpt2_ds.health.stop_request import StopRequest
-from gpt2_ds.health.stragglers import SlowRanks
+from gpt2_ds.health.stragglers import Stragglers
 from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
-from gpt2_ds.parallel.compute_time import OwnTime
+from gpt2_ds.parallel.compute_time import ComputeTime
 from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
 from gpt2_ds.record.ledger import Event, Ledger
 from gpt2_ds.record.terminal import say
 
-_SLOW_RANKS_INTERVAL_STEPS = 10
+_STRAGGLERS_INTERVAL_STEPS = 10
 
 
 def stop_reasons(stop: StopRequest) -> str:
@@ -42,7 +42,7 @@ class Health:
         hosts: name of each rank's host, by rank.
 
     Attributes:
-        own_time: around what this rank does in a step, to find slow ranks.
+        compute_time: around what this rank does in a step, to find slow ranks.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Health:
         self._ledger, self._stop, self._watchdog = ledger, stop, watchdog
         before = by_rank_0(lambda: logged_steps(plan.run_dir))
         self._losses = LossWatch(plan.recipe.health, before)
-        self.own_time = OwnTime(engine.device, engine.zero_optimization_stage())
-        self._slow_ranks = SlowRanks(hosts)
+        self.compute_time = ComputeTime(engine.device, engine.zero_optimization_stage())
+        self._stragglers = Stragglers(hosts)
         self._replicas = Replicas(engine, host_group())
         self._first = True
 
@@ -115,12 +115,12 @@ class Health:
         """
         if self._replicas_due(step):
             self._replicas.remember()
-        own_seconds = self.own_time.take()
+        compute_seconds = self.compute_time.take()
         if not self._first:  # the first step compiles and fills caches
-            self._slow_ranks.add(own_seconds)
+            self._stragglers.add(compute_seconds)
         self._first = False
-        if step % _SLOW_RANKS_INTERVAL_STEPS == 0:
-            for sentence in self._slow_ranks.names():
+        if step % _STRAGGLERS_INTERVAL_STEPS == 0:
+            for sentence in self._stragglers.names():
                 say(f"warning: {sentence}")
                 self._note("slow_rank", step, sentence)
 
@@ -167,4 +167,4 @@ def _once_written(checkpoints: Checkpoints, error: RunError) -> RunError:
         checkpoints.finish()
     except RunError as another:
         error = RunError(f"{error}\n{another}")
-    return agreed(error)
+    return on_all_ranks(error)

@@ -17,42 +17,42 @@ from gpt2_ds.hosts.network_device import address_towards
 
 _SILENT_SECONDS = 10.0
 _SILENT_AFTER_AN_ERROR_SECONDS = 1.0
-_KNOCK_SECONDS = 3.0
-_KNOCKS = 2
+_PROBE_SECONDS = 3.0
+_PROBES = 2
 _AT_ONCE = 64
-_BACKLOG = 4096  # the kernel may hold it lower; knocks at a stopped process wait there
+_BACKLOG = 4096  # the kernel may hold it lower; probes at a stopped process wait there
 
-Answer = Literal["open", "closed", "none"]
+Liveness = Literal["alive", "ended", "unreachable"]
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where a rank's door is.
+class Peer:
+    """Another rank's process, as it is reached from here.
 
     Args:
-        host: its name or address, as the ranks of other machines reach it.
-        port: of the listening socket.
+        host: its machine's name or address, as the ranks of other machines reach it.
+        port: of its `LivenessSocket`.
     """
 
     host: str
     port: int
 
-    def knock(self) -> Answer:
-        """The kernel answers, not the process: a stopped or busy one is "open".
+    def liveness(self) -> Liveness:
+        """Connect, and see who answers: the kernel does, so a stopped or busy process is "alive".
 
-        "closed" is a process that ended on a machine that lives; "none" a machine that is dead or
-        cut off. Takes up to three seconds.
+        "ended" is a process that ended on a machine that lives; "unreachable" a machine that is
+        dead or cut off. Takes up to three seconds.
         """
         try:
-            socket.create_connection((self.host, self.port), timeout=_KNOCK_SECONDS).close()
+            socket.create_connection((self.host, self.port), timeout=_PROBE_SECONDS).close()
         except ConnectionRefusedError:
-            return "closed"
+            return "ended"
         except OSError:
-            return "none"
-        return "open"
+            return "unreachable"
+        return "alive"
 
 
-class Door:
+class LivenessSocket:
     """A socket of this process that listens as long as the process lives."""
 
     def __init__(self) -> None:
@@ -67,10 +67,10 @@ class Door:
         self._socket.setblocking(False)
         # On its own machine the master's name may be a loopback address, which others cannot use.
         reached = master if rank() == 0 else host
-        self.address = Address(reached, int(self._socket.getsockname()[1]))
+        self.peer = Peer(reached, int(self._socket.getsockname()[1]))
 
-    def send_away(self) -> None:
-        """Those who knocked have learned what they wanted; call it often, so that none wait."""
+    def answer(self) -> None:
+        """Close what has connected: it has learned what it wanted. Call it often."""
         with suppress(OSError):
             while True:
                 self._socket.accept()[0].close()
@@ -80,25 +80,25 @@ class Door:
         self._socket.close()
 
 
-class Doors:
-    """Knocks at the doors of ranks on other machines of which nothing is heard.
+class Peers:
+    """Asks for the liveness of ranks on other machines of which nothing is heard.
 
-    Rank 0 knocks at all of them; of another machine only the first rank does, at rank 0's, and the
-    others look whether that one has ended.
+    Rank 0 probes all of them; of another machine only the first rank probes rank 0, and its others
+    look whether that first one has ended.
 
     Args:
         ranks: all of the job.
-        addresses: of their doors, by rank.
+        peers: where each is reached, by rank.
         mine: this rank.
     """
 
-    def __init__(self, ranks: list[RankProcess], addresses: list[Address], mine: int) -> None:
-        self._ranks, self._addresses = ranks, addresses
+    def __init__(self, ranks: list[RankProcess], peers: list[Peer], mine: int) -> None:
+        self._ranks, self._peers = ranks, peers
         here = [one for one in ranks if one.place == ranks[mine].place]
         watched = ranks[1:] if mine == 0 else ranks[:1]
         self._watched = [one.rank for one in watched if one.place != ranks[mine].place]
         self._speaker = here[0] if here[0].rank != mine else None
-        self._next_knock: dict[str, float] = {}
+        self._next_probe: dict[str, float] = {}
         self._wait_seconds: dict[str, float] = {}
         self._misses: dict[str, int] = {}
         self._usable: bool | None = None
@@ -113,7 +113,7 @@ class Doors:
         if not self._watched:
             return None
         if self._usable is None and self._speaker is None:
-            self._usable = self._all_open(statuses)
+            self._usable = self._all_reachable(statuses)
         broken = any(status.broken for status in statuses)
         limit = _SILENT_AFTER_AN_ERROR_SECONDS if broken else _SILENT_SECONDS
         silent: dict[str, list[int]] = {}
@@ -127,22 +127,22 @@ class Doors:
         if self._speaker is not None:
             lost = {place for place in silent if not self._speaker.process.lives()}
         elif self._usable:
-            if closed := self._closed(silent):
-                seen = replace(statuses[0], gone=closed)
+            if ended := self._ended(silent):
+                seen = replace(statuses[0], gone=ended)
                 return find_end(self._ranks, [seen, *statuses[1:]])
-            lost = {place for place in silent if self._misses.get(place, 0) >= _KNOCKS}
+            lost = {place for place in silent if self._misses.get(place, 0) >= _PROBES}
         else:
             return None
         gone = [one for one in self._ranks if one.place in lost]
         return _cut_off(gone, statuses, max(silent_seconds)) if gone else None
 
-    def _all_open(self, statuses: list[Status]) -> bool:
-        """A firewall may be in the way; then silence proves nothing. One door of each machine."""
+    def _all_reachable(self, statuses: list[Status]) -> bool:
+        """A firewall may be in the way; then silence proves nothing. One socket of each machine."""
         alive = {self._ranks[one].place: one for one in self._watched if not statuses[one].end}
-        answers = self._knock(list(alive.values()))
-        shut = [self._ranks[one] for one, answer in answers.items() if answer != "open"]
+        answers = self._probe(list(alive.values()))
+        shut = [self._ranks[one] for one, answer in answers.items() if answer != "alive"]
         if shut:
-            port = self._addresses[shut[0].rank].port
+            port = self._peers[shut[0].rank].port
             print(
                 f"warning: {shut[0]} cannot be reached at its port {port}: a machine that dies "
                 "will be noticed only after health.timeout_seconds. Let the machines reach each "
@@ -152,30 +152,30 @@ class Doors:
             )
         return not shut
 
-    def _closed(self, silent: dict[str, list[int]]) -> list[int]:
+    def _ended(self, silent: dict[str, list[int]]) -> list[int]:
         """Ranks that ended; notes the machines that gave no answer."""
         now = time.monotonic()
-        due = [place for place in silent if now >= self._next_knock.get(place, 0.0)]
-        firsts = self._knock([silent[place][0] for place in due])
+        due = [place for place in silent if now >= self._next_probe.get(place, 0.0)]
+        firsts = self._probe([silent[place][0] for place in due])
         alive = []
         for place, answer in zip(due, firsts.values(), strict=True):
-            if answer == "none":
+            if answer == "unreachable":
                 self._misses[place] = self._misses.get(place, 0) + 1
-                self._wait_seconds[place] = _KNOCK_SECONDS
+                self._wait_seconds[place] = _PROBE_SECONDS
             else:
                 self._misses[place] = 0
                 alive += silent[place][1:]
                 # The longer it lives without a word, the less often: a stopped one opens to nobody.
-                self._wait_seconds[place] = 2 * self._wait_seconds.get(place, _KNOCK_SECONDS / 2)
-            self._next_knock[place] = time.monotonic() + self._wait_seconds[place]
-        answers = firsts | self._knock(alive)
-        return sorted(one for one, answer in answers.items() if answer == "closed")
+                self._wait_seconds[place] = 2 * self._wait_seconds.get(place, _PROBE_SECONDS / 2)
+            self._next_probe[place] = time.monotonic() + self._wait_seconds[place]
+        answers = firsts | self._probe(alive)
+        return sorted(one for one, answer in answers.items() if answer == "ended")
 
-    def _knock(self, ranks: list[int]) -> dict[int, Answer]:
+    def _probe(self, ranks: list[int]) -> dict[int, Liveness]:
         if not ranks:
             return {}
         with ThreadPoolExecutor(min(_AT_ONCE, len(ranks))) as pool:
-            answers = pool.map(Address.knock, [self._addresses[one] for one in ranks])
+            answers = pool.map(Peer.liveness, [self._peers[one] for one in ranks])
             return dict(zip(ranks, answers, strict=True))
 
 

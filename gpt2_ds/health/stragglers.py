@@ -15,8 +15,8 @@ _LEAST_SECONDS, _MOST_SECONDS = 0.05, 0.15
 _SHARE_OF_LONG = 0.03
 
 
-class SlowRanks:
-    """Compares the ranks' own times: see `OwnTime`.
+class Stragglers:
+    """Compares the ranks' own times: see `ComputeTime`.
 
     A rank is slow when its time in a step is above the median rank's by more than 25 % of it, but
     at least by 0.05 s, and 0.15 s is always enough; in steps above 5 s it is 3 %, as sound GPUs
@@ -62,7 +62,7 @@ class SlowRanks:
 
     def _compare(self, seconds: list[float]) -> list[str]:
         """The sentences, from the seconds of a step of each rank."""
-        slow = slow_ranks(seconds)
+        slow = stragglers(seconds)
         new = [one for one in slow if one not in self._known]
         self._known = set(slow)
         median = statistics.median_low(seconds)
@@ -73,17 +73,17 @@ class SlowRanks:
         ]
 
 
-def slow_ranks(seconds: list[float]) -> list[int]:
+def stragglers(seconds: list[float]) -> list[int]:
     """The ranks that are above the median by too much; of two ranks, the median is the faster.
 
     Args:
         seconds: of a step, by rank.
 
-    >>> slow_ranks([0.05, 0.06, 0.25, 0.05])
+    >>> stragglers([0.05, 0.06, 0.25, 0.05])
     [2]
-    >>> slow_ranks([0.05, 0.25])
+    >>> stragglers([0.05, 0.25])
     [1]
-    >>> slow_ranks([2.0, 2.2])
+    >>> stragglers([2.0, 2.2])
     [1]
     """
     median = statistics.median_low(seconds)

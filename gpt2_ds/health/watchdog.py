@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED
-from gpt2_ds.health.peers import Door, Doors
+from gpt2_ds.health.peers import LivenessSocket, Peers
 from gpt2_ds.health.rank_status import (
     DUMPED,
     FAILED,
@@ -45,7 +45,7 @@ class Watchdog:
     Every half second a rank publishes where its main thread is, and looks whether the processes of
     its host's other ranks still live. Rank 0 reads them all. What it finds ends the job:
 
-    - A rank is dead, its machine no longer answers (see `Doors`), or it left by an error. The main
+    - A rank is dead, its machine no longer answers (see `Peers`), or it left by an error. The main
       threads get a few seconds to notice it themselves (gloo raises; see `what_happened`).
     - Nothing is heard of a rank, or a main thread marks nothing, for `timeout_seconds`. All ranks
       write the stacks of all threads into logs/ and end; a stopped one of the same host is woken.
@@ -71,13 +71,13 @@ class Watchdog:
             self._store.set(_FINDING, "")
             for other in range(world_size):
                 self._store.set(f"status/{other}", Status().to_json())
-        self._door = Door()
-        mine = (RankProcess.of_this_process(self._rank), port, self._door.address)
+        self._liveness_socket = LivenessSocket()
+        mine = (RankProcess.of_this_process(self._rank), port, self._liveness_socket.peer)
         everyone = [mine] * world_size
         # Not NCCL: its first use, where a wrong network hangs, is to be watched.
         dist.all_gather_object(everyone, mine, group=host_group())
         self._ranks = [process for process, _, _ in everyone]
-        self._doors = Doors(self._ranks, [one[2] for one in everyone], self._rank)
+        self._peers = Peers(self._ranks, [one[2] for one in everyone], self._rank)
         if self._rank != 0:
             self._store = open_store(everyone[0][1])
         self._store.set_timeout(_NO_TIMEOUT)
@@ -109,7 +109,7 @@ class Watchdog:
             self._wait_until_heard()
         self._left.set()
         self._wake.set()
-        self._door.close()
+        self._liveness_socket.close()
         self._stacks.close()
 
     def mark(self, step: int, doing: str) -> None:
@@ -202,7 +202,7 @@ class Watchdog:
                 self._finding = Finding.from_json(found)
             elif self._rank == 0:
                 self._finding = find_end(self._ranks, self._statuses)
-                self._finding = self._finding or self._doors.find(self._silent(now), self._statuses)
+                self._finding = self._finding or self._peers.find(self._silent(now), self._statuses)
 
     def _status(self, end: str | None) -> Status:
         self._beat += 1
@@ -232,12 +232,12 @@ class Watchdog:
             self._wake.set()
             time.sleep(0.05)
 
-    # The thread that judges; it waits for no other process, but for a knock at rank 0's door.
+    # The thread that judges; it waits for no other process, but when it probes rank 0.
 
     def _watch(self) -> None:
         while not self._left.wait(_PERIOD_SECONDS):
             now = self._now()
-            self._door.send_away()
+            self._liveness_socket.answer()
             gone = [one.rank for one in self._neighbours if not one.process.lives()]
             if gone != self._gone:
                 self._gone = gone
@@ -254,8 +254,8 @@ class Watchdog:
             return find_hang(self._ranks, self._statuses, silent, self._timeout_seconds)
         if self._store_lost and status.end is None:
             return find_end(self._ranks, [status, Status(gone=[0]), *self._statuses[2:]])
-        found = self._doors.find(silent, self._statuses)
-        self._awake_at = time.monotonic()  # knocking is no sleep
+        found = self._peers.find(silent, self._statuses)
+        self._awake_at = time.monotonic()  # probing is no sleep
         return found
 
     def _silent(self, now: float) -> list[float]:

@@ -39,7 +39,7 @@ def adopt_launcher_variables() -> None:
         for name, word in zip(ours, theirs, strict=True):
             os.environ[name] = given[f"OMPI_COMM_WORLD_{word}"]
         fix = "Add to mpirun: -x MASTER_ADDR=HOST -x MASTER_PORT=29500, HOST the first node."
-        _check_meeting_place("mpirun", fix)
+        _check_rendezvous("mpirun", fix)
     elif _is_task_of_srun(given):
         tasks_here = [int(number) for number in given["SLURM_GTIDS"].split(",")]
         os.environ |= {
@@ -49,7 +49,7 @@ def adopt_launcher_variables() -> None:
             "LOCAL_SIZE": str(len(tasks_here)),
         }
         fix = "Type before srun: `export MASTER_ADDR=$(scontrol show hostnames | head -n 1)`."
-        _check_meeting_place("srun", fix)
+        _check_rendezvous("srun", fix)
         _check_tasks(tasks_here)
 
 
@@ -59,7 +59,7 @@ def _is_task_of_srun(given: Mapping[str, str]) -> bool:
     return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP and "SLURM_GTIDS" in given
 
 
-def _check_meeting_place(launcher: str, fix: str) -> None:
+def _check_rendezvous(launcher: str, fix: str) -> None:
     if world_size() == 1:
         return
     if not os.environ.get("MASTER_ADDR"):

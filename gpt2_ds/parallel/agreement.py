@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
+from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks
 from gpt2_ds.files.trouble import file_trouble
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.process_group import host_group
@@ -101,9 +101,9 @@ def by_rank_0(work: Callable[[], Value], pulse: Pulse | None = None) -> Value:
         torch.distributed.broadcast_object_list(box, src=0, group=host_group())
     result, faults, failure = box
     if faults is not None:
-        raise agreed(UserError(*(fault for fault in faults if isinstance(fault, Fault))))
+        raise on_all_ranks(UserError(*(fault for fault in faults if isinstance(fault, Fault))))
     if failure is not None:
-        raise agreed(RunError(failure))
+        raise on_all_ranks(RunError(failure))
     return result  # type: ignore[no-any-return]
 
 
@@ -150,4 +150,4 @@ def all_agree(failure: str | None) -> None:
         RunError: some rank failed.
     """
     if failures := [f"rank {i}: {each}" for i, each in enumerate(gathered(failure)) if each]:
-        raise agreed(RunError("\n".join(failures)))
+        raise on_all_ranks(RunError("\n".join(failures)))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 _waited = {"seconds": 0.0}  # by this process, since it was begun
 
 
-class OwnTime:
+class ComputeTime:
     """Counts the seconds of a step that are this rank's own.
 
     Ranks that train together take the same time for a step: the slow one works while the others

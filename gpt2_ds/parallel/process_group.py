@@ -26,7 +26,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.hosts.launcher import hosts_of_ranks, local_world_size, world_size
-from gpt2_ds.parallel.rendezvous import roll_call
+from gpt2_ds.parallel.rendezvous import rendezvous
 
 _ALONE = {
     "RANK": "0",
@@ -35,24 +35,24 @@ _ALONE = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
-_LAST_MEETING_SECONDS = 5.0
+_LAST_BARRIER_SECONDS = 5.0
 _OPEN_FILES = 65536
 
 _joined = {"timeout_minutes": 30.0}  # of the groups of this process
 
 
-def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch.device:
+def join(timeout_minutes: float = 30.0, rendezvous_seconds: float = 600.0) -> torch.device:
     """Become a rank of the job that the launcher describes; alone when there is no launcher.
 
     Args:
         timeout_minutes: a collective that waits longer fails.
-        meeting_seconds: how long the ranks wait for each other here, if that is less.
+        rendezvous_seconds: how long the ranks wait for each other here, if that is less.
 
     Returns:
         This rank's device.
 
     Raises:
-        RunError: the ranks cannot meet: rank 0's port is taken, rank 0 cannot be reached, or ranks
+        RunError: the rendezvous failed: rank 0's port is taken, rank 0 cannot be reached, or ranks
             are missing.
         UserError: a host has other devices than the others, or too few.
     """
@@ -74,17 +74,17 @@ def join(timeout_minutes: float = 30.0, meeting_seconds: float = 600.0) -> torch
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     _joined["timeout_minutes"] = timeout_minutes
-    meeting_seconds = min(60 * timeout_minutes, meeting_seconds)
+    rendezvous_seconds = min(60 * timeout_minutes, rendezvous_seconds)
     try:
         devices = 0 if device.type == "cpu" else get_accelerator().device_count()
-        meeting = roll_call(meeting_seconds, device.type, devices) if world_size() > 1 else None
+        store = rendezvous(rendezvous_seconds, device.type, devices) if world_size() > 1 else None
         if device.type == "cuda":
             torch.cuda.set_device(device)  # not before: a host that has none of it is named there
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
-        del meeting
+        del store
         host_group()  # here, where a wrong network is said as one: NCCL has connected nothing yet
     except (RuntimeError, OSError) as error:  # OSError: the master's name is not known
-        raise RunError(_why_not_joined(str(error), meeting_seconds)) from error
+        raise RunError(_why_not_joined(str(error), rendezvous_seconds)) from error
     return device
 
 
@@ -209,9 +209,9 @@ def leave(code: int) -> NoReturn:
     """
     if code in (EXIT_DONE, EXIT_PREEMPTED):
         if dist.is_initialized():
-            meeting = threading.Thread(target=_meet, daemon=True)
-            meeting.start()
-            meeting.join(_LAST_MEETING_SECONDS)
+            barrier = threading.Thread(target=_barrier, daemon=True)
+            barrier.start()
+            barrier.join(_LAST_BARRIER_SECONDS)
         atexit._run_exitfuncs()  # what os._exit leaves out: W&B and Comet finish their runs there
     with suppress(OSError, ValueError):  # the terminal may be a broken pipe
         sys.stdout.flush()
@@ -220,7 +220,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _meet() -> None:
+def _barrier() -> None:
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own

@@ -14,7 +14,7 @@ from itertools import groupby
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from gpt2_ds.config.errors import Fault, RunError, UserError, agreed
+from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks
 from gpt2_ds.hosts.launcher import hosts_of_ranks, rank, world_size
 from gpt2_ds.hosts.network_device import address_towards, name_gloo_device
 
@@ -42,8 +42,8 @@ class Present:
     local_rank: int
 
 
-def roll_call(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
-    """Meet all ranks at the launcher's address, before torch does. Collective.
+def rendezvous(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
+    """Rendezvous of all ranks at the launcher's address, before torch's own. Collective.
 
     torch itself, when a machine's ranks do not come, says only how many did, after its whole
     timeout; meanwhile a run that was meant for many machines stands still. Where one has no GPU, it
@@ -55,7 +55,7 @@ def roll_call(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
         devices: that it sees.
 
     Returns:
-        The store of the meeting, to hold on to until torch's own is open: it is the same server.
+        The store, to hold on to until torch's own is open: it is the same server.
 
     Raises:
         RunError: on all ranks that came: names the hosts whose ranks did not, as far as the
@@ -74,7 +74,7 @@ def roll_call(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
         multi_tenant=True,  # torch's own store then uses the same port
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"roll_call/{attempt}", server)
+    store = PrefixStore(f"rendezvous/{attempt}", server)
     address = address_towards(os.environ["MASTER_ADDR"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     mine = Present(platform.node(), address, kind, devices, local_rank)
@@ -96,9 +96,9 @@ def roll_call(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
         store.wait(["answer"], timedelta(seconds=2 * timeout_seconds))
     answer = json.loads(store.get("answer"))
     if answer["missing"]:
-        raise agreed(RunError(answer["missing"]))
+        raise on_all_ranks(RunError(answer["missing"]))
     if answer["faults"]:
-        raise agreed(UserError(*(Fault(**fault) for fault in answer["faults"])))
+        raise on_all_ranks(UserError(*(Fault(**fault) for fault in answer["faults"])))
     name_gloo_device(answer["addresses"], address)
     return server
 

@@ -96,7 +96,7 @@ def check_ranks(
     facts = gathered(RankFacts.here(plan, fingerprint))
     with left_as_found(plan.run_dir):
         checks = [
-            _meeting(facts),
+            _rendezvous(facts),
             *compare(facts, plan),
             cores(facts),
             shared_memory(facts),
@@ -142,11 +142,11 @@ def _speeds(facts: list[RankFacts], device: torch.device) -> tuple[list[Check], 
     return [*found, failed(name, f"rank {rank()}: {troubles[0]}", _NETWORK_FIX)], False
 
 
-def _meeting(facts: list[RankFacts]) -> Check:
+def _rendezvous(facts: list[RankFacts]) -> Check:
     """Reaching this line means that the port was free and all ranks came."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     nodes = len({each.node for each in facts})
-    return ok("meeting place", f"at {address} port {port}; ranks: {len(facts)}, nodes: {nodes}")
+    return ok("rendezvous", f"at {address} port {port}; ranks: {len(facts)}, nodes: {nodes}")
 
 
 def _data(plan: RunPlan, facts: list[RankFacts], mistakes: tuple[Fault, ...]) -> list[Check]:

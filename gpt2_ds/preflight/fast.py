@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from gpt2_ds.config.errors import UserError, agreed, faults_of
+from gpt2_ds.config.errors import UserError, faults_of, on_all_ranks
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.hostfile import check_environment_file, environment_files
 from gpt2_ds.hosts.launcher import nodes, rank, world_size
@@ -46,7 +46,7 @@ def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) 
         if world_size() > 1:
             checks.append(run_folder(plan.run_dir))
     if bad := [check.fault() for check in checks if check.verdict is Verdict.FAILED]:
-        raise agreed(UserError(*bad))
+        raise on_all_ranks(UserError(*bad))
     if rank() == 0:
         faults = [check.fault() for check in checks if check.verdict is Verdict.WARNING]
         # What DeepSpeed has sent to other machines, and should not have.

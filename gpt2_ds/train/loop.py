@@ -78,13 +78,13 @@ def take_step(run: Run, done: Progress) -> Step:
     step_loss = torch.zeros((), device=run.device)
     for micro_step in range(accumulation):
         health.mark(step, "reading data")
-        with health.own_time.alone():
+        with health.compute_time.alone():
             with run.metrics.waiting_for_data():
                 tokens = next(run.loader)  # (B, T + 1)
             health.mark(step, "computing")
             tokens = tokens.to(run.device, non_blocking=True)
             loss = window_loss(engine, tokens, document_eot=run.document_eot)
-        with health.own_time.together():
+        with health.compute_time.together():
             engine.backward(loss)  # divides by the accumulation steps itself
             if micro_step < accumulation - 1:
                 engine.step()  # counts the micro-step
@@ -100,7 +100,7 @@ def take_step(run: Run, done: Progress) -> Step:
         ]
     )
     health.before_update(step, run.checkpoints)
-    with health.own_time.together():
+    with health.compute_time.together():
         update = apply_update(engine, leave_out=broken > 0)
     health.after_step(step)
     if written == world_size():

@@ -58,7 +58,7 @@ from gpt2_ds.train.start.first_checks import check_together, clear_stale_locks, 
 from gpt2_ds.train.start.job_record import headline, note_end, note_fault, note_start
 from gpt2_ds.train.start.out_of_memory import out_of_memory
 
-_MEETING_SECONDS = 600.0
+_RENDEZVOUS_SECONDS = 600.0
 _UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30
 
 
@@ -109,7 +109,9 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
     """
     timeout = plan.recipe.health.timeout_seconds
     # Collectives wait longer than the watchdog, which says which rank it is.
-    device = join(1 + 2 * timeout / 60, meeting_seconds=max(60.0, min(timeout, _MEETING_SECONDS)))
+    device = join(
+        1 + 2 * timeout / 60, rendezvous_seconds=max(60.0, min(timeout, _RENDEZVOUS_SECONDS))
+    )
     # From here on each signal is heard, and a rank or machine that dies is named.
     with StopRequest() as stop, Watchdog(plan.run_dir, timeout) as watchdog, _explained(watchdog):
         if check_together(plan, corpus, watchdog, stop, writes=options.replay_step is None):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.checkpoint import folder as checkpoint_folder
-from gpt2_ds.checkpoint.folder import put_aside, remove_partial
+from gpt2_ds.checkpoint.folder import quarantine, remove_partial
 
 
 def test_what_cannot_be_deleted_is_in_the_way_only_of_its_own_step(
@@ -37,17 +37,17 @@ def test_what_cannot_be_deleted_is_in_the_way_only_of_its_own_step(
 
 def test_damaged_checkpoints_are_put_aside_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / "step_00000003"
-    put_aside(folder)  # is not there
+    quarantine(folder)  # is not there
     for number in range(3):
         folder.mkdir()
         (folder / "number").write_text(str(number))
-        put_aside(folder)
+        quarantine(folder)
     assert {path.parent.name: path.read_text() for path in tmp_path.glob("*/number")} == {
         "step_00000003.damaged": "0",
         "step_00000003.damaged2": "1",
         "step_00000003.damaged3": "2",
     }
     folder.symlink_to(tmp_path / "nowhere")
-    put_aside(folder)
+    quarantine(folder)
     assert (tmp_path / "step_00000003.damaged4").readlink() == tmp_path / "nowhere"
     assert not folder.is_symlink()

@@ -9,9 +9,9 @@ from gpt2_ds.config.errors import (
     Fault,
     RunError,
     UserError,
-    agreed,
     exit_code_of,
     nearest,
+    on_all_ranks,
     user_error,
 )
 
@@ -93,7 +93,7 @@ def test_what_all_ranks_agreed_on_is_said_once(
     error = RunError("together") if kind is RunError else UserError(Fault("together", "", ""))
 
     def together() -> int:
-        raise agreed(error)
+        raise on_all_ranks(error)
 
     monkeypatch.setenv("RANK", rank)
     assert exit_code_of(together) == (1 if kind is RunError else 2)

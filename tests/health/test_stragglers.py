@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_ds.health.stragglers import SlowRanks, slow_ranks
+from gpt2_ds.health.stragglers import Stragglers, stragglers
 from gpt2_ds.hosts.launcher import rank
 from tests.ranks import run_ranks
 
@@ -35,12 +35,12 @@ from tests.ranks import run_ranks
     ],
 )
 def test_who_is_slow(seconds: list[float], slow: list[int]) -> None:
-    assert slow_ranks(seconds) == slow
+    assert stragglers(seconds) == slow
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
 def test_never_the_faster_half(seconds: list[float]) -> None:
-    slow = slow_ranks(seconds)
+    slow = stragglers(seconds)
     faster = [own for one, own in enumerate(seconds) if one not in slow]
     assert len(faster) * 2 >= len(seconds)
     assert all(seconds[one] > own for one in slow for own in faster)
@@ -51,11 +51,11 @@ def test_noise_names_nobody(seed: int, seconds: float) -> None:
     draw = random.Random(seed)
     noise = 0.1 if seconds < 0.6 else 0.013
     noisy = [seconds * draw.uniform(1 - noise, 1 + noise) for _ in range(16)]
-    assert slow_ranks(noisy) == []
+    assert stragglers(noisy) == []
 
 
 def test_it_is_told_once_until_it_recovers() -> None:
-    ranks = SlowRanks(["a", "b", "c"])
+    ranks = Stragglers(["a", "b", "c"])
     slow, well = [0.05, 0.05, 0.26], [0.05, 0.05, 0.05]
     sentence = "rank 2 on c takes 0.21 s a step longer than the median rank (0.05 s)"
     assert ranks._compare(slow) == [sentence]
@@ -68,7 +68,7 @@ def test_it_is_told_once_until_it_recovers() -> None:
 
 def _named_after(world_size: int, own: list[list[float]]) -> list[list[str]]:
     """The sentences of each call of names(); a call after every ten steps."""
-    ranks = SlowRanks([f"host{one}" for one in range(world_size)])
+    ranks = Stragglers([f"host{one}" for one in range(world_size)])
     told = []
     for step, seconds in enumerate(own[rank()], start=1):
         ranks.add(seconds)
@@ -100,7 +100,7 @@ def test_two_ranks_agree_on_who_is_slow(tmp_path: Path) -> None:
 
 @pytest.mark.benchmark
 def test_adding_costs_little() -> None:
-    ranks = SlowRanks(["a"])
+    ranks = Stragglers(["a"])
     began = time.perf_counter()
     for _ in range(10_000):
         ranks.add(0.1)

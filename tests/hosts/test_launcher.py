@@ -121,7 +121,7 @@ def test_a_launcher_within_srun_or_mpirun_counts(
     assert ours(environment) == ["0", "1", None, None, None, None]
 
 
-def test_one_rank_alone_needs_no_meeting_place(environment: dict[str, str]) -> None:
+def test_one_rank_alone_needs_no_rendezvous(environment: dict[str, str]) -> None:
     one = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_GTIDS": "0"}
     environment |= TASK | one | {"SLURM_STEP_NUM_TASKS": "1"}
     adopt_launcher_variables()

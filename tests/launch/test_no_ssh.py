@@ -95,7 +95,7 @@ def test_preflight_in_place_of_training(launcher: str, tmp_path: Path, data: Pat
     replaced = {"launch/train.py": "launch/preflight.py"}
     (code, first), (other_code, second) = run_nodes(launcher, tmp_path, data, **replaced)
     assert (code, other_code) == (0, 0), first + second
-    assert re.search(r"^meeting place +ok .* ranks: 4, nodes: 2$", first, re.M), first
+    assert re.search(r"^rendezvous +ok .* ranks: 4, nodes: 2$", first, re.M), first
     for name in ("run directory", "all-reduce inside a node", "all-reduce between nodes"):
         assert re.search(rf"^{name} +ok ", first, re.M), first
     assert "verdict" not in second  # one table, on rank 0's node

@@ -223,7 +223,7 @@ def test_the_second_half_through_the_launcher(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(extensions)}
     well = run_command(command, REPOSITORY, environment)
     assert well.returncode == 0, well.stdout + well.stderr
-    for name in ("meeting place", "dataset", "run directory", "all-reduce inside a node"):
+    for name in ("rendezvous", "dataset", "run directory", "all-reduce inside a node"):
         assert len(re.findall(rf"^{name} +ok ", well.stdout, re.M)) == 1, name  # of rank 0 alone
     assert not run.parent.exists()
 

@@ -110,7 +110,7 @@ def test_srun_alone_in_an_allocation(nodes: SlurmNodes, data: Path, tmp_path: Pa
     assert end_of(nodes, number, output)["JobState"] == "COMPLETED", said(output)
     text = said(output)
     assert text.startswith("at n1\n")
-    assert re.search(r"^meeting place +ok .* ranks: 4, nodes: 2$", text, re.M), text
+    assert re.search(r"^rendezvous +ok .* ranks: 4, nodes: 2$", text, re.M), text
     assert re.search(r"^all-reduce between nodes +ok ", text, re.M), text
     assert text.count("check  ") == 1  # one table
     assert [step for step, _ in metrics_of(tmp_path / "run", "step", "loss")] == [1, 2]

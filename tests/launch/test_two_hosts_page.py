@@ -67,7 +67,7 @@ def check(command: str, stdout: str, hosts: TwoHosts) -> None:
             row = rf"^host {name} +ok +{name} port 22 lets this user in$"
             assert re.search(row, stdout, re.M), stdout
     elif "preflight.py --recipe" in command:
-        row = r"^node1: meeting place +ok +at 10\.77\.0\.1 port 29500; ranks: 4, nodes: 2$"
+        row = r"^node1: rendezvous +ok +at 10\.77\.0\.1 port 29500; ranks: 4, nodes: 2$"
         assert re.search(row, stdout, re.M), stdout
         for name in ("code", "run directory", "clocks", "all-reduce between nodes"):
             assert re.search(rf"^node1: {name} +ok ", stdout, re.M), stdout

@@ -9,17 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt2_ds.parallel.compute_time import OwnTime
+from gpt2_ds.parallel.compute_time import ComputeTime
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
 
-def _own_seconds() -> list[float]:
+def _compute_seconds() -> list[float]:
     """Rank 1 comes 0.6 s late to each collective: two that wait at once, two in which it waits."""
     from gpt2_ds.hosts.launcher import rank
 
-    own, found = OwnTime(CPU, 3), []
+    own, found = ComputeTime(CPU, 3), []
     for block in (own.alone, own.together):
         with block():
             time.sleep(0.6 * rank())
@@ -34,7 +34,7 @@ def _own_seconds() -> list[float]:
 
 
 def test_on_a_cpu_waiting_is_taken_off(tmp_path: Path) -> None:
-    zero, one = run_ranks(_own_seconds, 2, tmp_path)
+    zero, one = run_ranks(_compute_seconds, 2, tmp_path)
     assert zero == [pytest.approx(0.0, abs=0.2)] * 2 + [0.0]
     assert one == [pytest.approx(1.2, abs=0.2)] * 2 + [0.0]
 
@@ -65,7 +65,7 @@ def test_on_a_gpu_only_blocks_without_waiting_count(
     stage: int, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "Event", _Event)
-    own = OwnTime(torch.device("cuda", 0), stage)
+    own = ComputeTime(torch.device("cuda", 0), stage)
     for _ in range(2):
         with own.alone():
             pass
@@ -78,7 +78,7 @@ def test_on_a_gpu_only_blocks_without_waiting_count(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_by_a_real_gpu_s_clock() -> None:
-    own = OwnTime(torch.device("cuda", 0), 1)
+    own = ComputeTime(torch.device("cuda", 0), 1)
     matrix = torch.ones(2048, 2048, device="cuda")
     with own.alone():
         time.sleep(0.05)  # the device starves
@@ -90,7 +90,7 @@ def test_by_a_real_gpu_s_clock() -> None:
 
 def _cost() -> float:
     """Seconds that a step with 100 collectives spends on counting: two micro-steps, an update."""
-    own, plain, rounds = OwnTime(CPU, 3), [], 200
+    own, plain, rounds = ComputeTime(CPU, 3), [], 200
     work = dist.all_reduce(torch.ones(1), async_op=True)
     assert work is not None
     work.wait()

@@ -18,10 +18,10 @@ from tests.ranks import free_port
 _MEET = """
 import sys
 from gpt2_ds.config.errors import exit_code_of
-from gpt2_ds.parallel import roll_call
+from gpt2_ds.parallel import rendezvous
 from gpt2_ds.parallel.process_group import join, leave
-roll_call._FIRST_WORD_SECONDS = 0.5
-leave(exit_code_of(lambda: print(join(1, meeting_seconds=float(sys.argv[1]))) or 0))
+rendezvous._FIRST_WORD_SECONDS = 0.5
+leave(exit_code_of(lambda: print(join(1, rendezvous_seconds=float(sys.argv[1]))) or 0))
 """
 
 

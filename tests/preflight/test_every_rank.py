@@ -18,7 +18,7 @@ _BROKEN = """
 import sys, time
 from pathlib import Path
 from gpt2_ds.hosts.launcher import rank
-from gpt2_ds.train.preflight import every_rank
+from gpt2_ds.preflight import every_rank
 from tests.small_run import small_plan
 
 def network(facts, device):
@@ -53,7 +53,7 @@ def test_a_network_that_does_not_work(tmp_path: Path, deed: str, odd: int, says:
     zero, one = start_two(_BROKEN, str(tmp_path), deed, str(odd))
     out, error = zero.communicate(timeout=120)
     assert zero.returncode == 1, error
-    for name in ("meeting place", "code", "run directory", "matmul"):
+    for name in ("rendezvous", "code", "run directory", "matmul"):
         assert re.search(rf"^{name} +(ok|warning) ", out, re.M), out
     assert re.search(rf"^all-reduce +failed +rank 0: {says}$", out, re.M), out
     assert (

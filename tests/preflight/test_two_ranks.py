@@ -219,7 +219,7 @@ def test_the_fast_checks_are_fast(found: dict[str, Any]) -> None:
 def test_all_checks(found: dict[str, Any]) -> None:
     assert found["together"]
     assert [name for name, _ in found["all"]] == [
-        *("meeting place", "Python", "torch", "deepspeed", "numpy", "code", "recipe", "dataset"),
+        *("rendezvous", "Python", "torch", "deepspeed", "numpy", "code", "recipe", "dataset"),
         *("devices", "host memory", "clocks", "cores", "/dev/shm", "inputs", "run directory"),
         *("free disk", "extension locks", "matmul", "all-reduce inside a node"),
     ]

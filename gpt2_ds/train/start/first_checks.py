@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
-from gpt2_ds.config.errors import Fault, UserError, agreed, user_error
+from gpt2_ds.config.errors import Fault, UserError, on_all_ranks, user_error
 from gpt2_ds.config.lint.template_needs import check_needs
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.run_plan import RunPlan
@@ -79,9 +79,9 @@ def verify_together(corpus: Corpus, watchdog: Watchdog, stop: StopRequest) -> No
                 "Copy one dataset to every machine, or put it on a disk that all share.",
             ),
         )
-        raise agreed(UserError(*faults))
+        raise on_all_ranks(UserError(*faults))
     if any(part for _, part in found):
-        raise agreed(UserError(*(fault for _, part in found for fault in part)))
+        raise on_all_ranks(UserError(*(fault for _, part in found for fault in part)))
 
 
 def check_device(plan: RunPlan) -> None:
