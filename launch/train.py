@@ -14,7 +14,7 @@ from gpt2_ds.hosts.node_commands import describe_nodes
 from gpt2_ds.hosts.node_environment import load_node_environment
 from gpt2_ds.hosts.supervisor import supervise
 from gpt2_ds.preflight.inputs import open_inputs
-from gpt2_ds.train.start.arguments import StartOptions, parse
+from gpt2_ds.train.start.arguments import parse, start_options
 
 
 def main() -> int:
@@ -24,33 +24,36 @@ def main() -> int:
     check_hostfile()
     if not args.dry_run:  # which shows the run of any number of ranks
         check_world_size(args.expect_ranks)
-    ranks = world_size()
+    ranks = world_size() if args.expect_ranks is None else args.expect_ranks
     if args.hostfile:
         ranks = ranks_of(args.hostfile, read_hostfile(args.hostfile), args.expect_ranks)
     plan = resolve_run(
         args.recipe,
-        world_size=ranks if args.expect_ranks is None else args.expect_ranks,
+        world_size=ranks,
         template_file=args.template,
         overrides=args.set,
         run_dir=args.run_dir,
         max_steps=args.max_steps,
         twin=args.twin,
     )
-    options = StartOptions(args.strict, args.skip_samples, args.replay)
-    options.check(plan.derived.steps)
+    options = start_options(args, plan.derived.steps)
     if args.dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `train.py --dry-run | head` is no failure
         if rank() == 0:
-            print(describe(plan))
-            if args.hostfile:
-                print(describe_nodes(args.hostfile, sys.argv))
+            nodes = [describe_nodes(args.hostfile, sys.argv)] if args.hostfile else []
+            print(describe(plan), *nodes, sep="\n")
         return EXIT_DONE
     supervise(args.restarts)  # from here on in a process of its own, when there are restarts
     corpus = open_inputs(plan)
 
-    from gpt2_ds.train.run import train_and_leave  # torch and deepspeed: after the quick checks
+    from gpt2_ds.train.job import leaving  # torch and deepspeed: after the quick checks
+    from gpt2_ds.train.run import replay_step, train
 
-    train_and_leave(plan, corpus, options)
+    with leaving(plan, log=args.replay is None) as job:
+        if args.replay is None:
+            job.exit_code = train(plan, corpus, options)
+        else:
+            job.exit_code = replay_step(plan, corpus, args.replay, strict=args.strict)
 
 
 if __name__ == "__main__":

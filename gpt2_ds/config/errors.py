@@ -111,13 +111,17 @@ def exit_code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except (UserError, RunError) as error:
-        lines = [str(error)] if isinstance(error, RunError) else [*map(str, error.faults)]
-        code = EXIT_RUN_FAILED if isinstance(error, RunError) else EXIT_WRONG_INPUT
-        said_by_rank_0 = error.said_by_rank_0
+        return print_error(error)
+
+
+def print_error(error: UserError | RunError) -> int:
+    """Print what went wrong, a line each, as `exit_code_of` says; the exit code for it."""
+    lines = [str(error)] if isinstance(error, RunError) else [*map(str, error.faults)]
+    code = EXIT_RUN_FAILED if isinstance(error, RunError) else EXIT_WRONG_INPUT
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(_OTHER_RANKS_WAIT_SECONDS)
-        if said_by_rank_0:
+        if error.said_by_rank_0:
             return code
     who = "" if rank == "0" else f" (rank {rank})"
     for line in lines:

@@ -1,17 +1,12 @@
-"""Set up a run, train, and say what to do next."""
+"""Build a run, then train it or replay one of its steps."""
 
 from __future__ import annotations
 
-import platform
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from functools import partial
-from typing import NoReturn
+from typing import Any
 
 import torch
 
@@ -23,76 +18,33 @@ from gpt2_ds.checkpoint.remote import Uploader
 from gpt2_ds.checkpoint.restore import Restored, load_newest
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
-from gpt2_ds.config.errors import (
-    EXIT_DONE,
-    EXIT_PREEMPTED,
-    EXIT_RUN_FAILED,
-    RunError,
-    exit_code_of,
-)
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges
+from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges, read_skipped
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.data.reading.loader import TokenLoader
-from gpt2_ds.files.trouble import FILE_TROUBLES, file_trouble
 from gpt2_ds.health.health import Health
-from gpt2_ds.health.stop_request import StopRequest
-from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import local_ranks, rank, world_size
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.parallel.agreement import by_rank_0, gathered, until_all
+from gpt2_ds.parallel.agreement import Pulse, by_rank_0, until_all
 from gpt2_ds.parallel.engine import build_engine
-from gpt2_ds.parallel.process_group import join, leave
 from gpt2_ds.record.ledger import Ledger
 from gpt2_ds.record.metrics import Metrics
-from gpt2_ds.record.rank_log import keep_log, log_end, log_path
 from gpt2_ds.record.run_directory import write_run_files
-from gpt2_ds.record.run_lock import RunLock
-from gpt2_ds.record.skipped_samples import add_skipped, parse_ranges
-from gpt2_ds.record.terminal import say, say_file_trouble
+from gpt2_ds.record.skipped_samples import add_skipped
+from gpt2_ds.record.terminal import say
+from gpt2_ds.train.job import Job, explained, joined, locked, noted
 from gpt2_ds.train.loop import evaluation_owed, train_steps
 from gpt2_ds.train.ready_run import Run
 from gpt2_ds.train.replay import replay
-from gpt2_ds.train.start.arguments import TRAIN, StartOptions
-from gpt2_ds.train.start.first_checks import check_together, clear_stale_locks, use_cpu_adam
-from gpt2_ds.train.start.job_record import headline, note_end, note_fault, note_start
-from gpt2_ds.train.start.out_of_memory import out_of_memory
+from gpt2_ds.train.start.arguments import RESUME, StartOptions
+from gpt2_ds.train.start.first_checks import clear_stale_locks, use_cpu_adam
+from gpt2_ds.train.start.job_record import headline, note_end, note_start
 
-_RENDEZVOUS_SECONDS = 600.0
 _UPLOAD_SECONDS_AT_A_STOP = 10.0  # launchers kill after 30
 
 
-def train_and_leave(plan: RunPlan, corpus: Corpus, options: StartOptions) -> NoReturn:
-    """Train, then end this process with the exit code of what happened."""
-    if options.replay_step is None:
-        keep_log(plan.run_dir, rank())
-    threading.excepthook = say_file_trouble
-
-    def run() -> int:
-        try:
-            return train(plan, corpus, options)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(plan, error) from error
-        except OSError as error:
-            if error.errno not in FILE_TROUBLES:
-                raise
-            if not error.filename:  # TensorBoard's writer does not say which
-                error = OSError(error.errno, error.strerror, str(plan.run_dir))
-            raise RunError(file_trouble(error)) from error
-
-    try:
-        code = exit_code_of(run)
-    except Exception as error:  # a fault of this project: the others must not wait for this rank
-        traceback.print_exc()
-        if rank() != 0:
-            where = f"all of it is in {log_path(plan.run_dir, rank())}"
-            print(f"error (rank {rank()}): {error!r}; {where}", file=sys.stderr)
-        code = EXIT_RUN_FAILED
-    log_end(code)
-    leave(code)
-
-
-def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
+def train(plan: RunPlan, corpus: Corpus, options: StartOptions = RESUME) -> int:
     """Train `plan` from its newest checkpoint, or from the first step.
 
     Args:
@@ -107,173 +59,185 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = TRAIN) -> int:
         UserError: a shard is not what the manifest says; the machines do not fit.
         RunError: the run failed in a way that is understood.
     """
-    timeout = plan.recipe.health.timeout_seconds
-    # Collectives wait longer than the watchdog, which says which rank it is.
-    device = join(
-        1 + 2 * timeout / 60, rendezvous_seconds=max(60.0, min(timeout, _RENDEZVOUS_SECONDS))
-    )
-    # From here on each signal is heard, and a rank or machine that dies is named.
-    with StopRequest() as stop, Watchdog(plan.run_dir, timeout) as watchdog, _explained(watchdog):
-        if check_together(plan, corpus, watchdog, stop, writes=options.replay_step is None):
+    with joined(plan, corpus, writes=True) as job:
+        if job is None:
             return EXIT_PREEMPTED
-        with nullcontext() if options.replay_step else _locked(plan):
-            try:
-                with _explained(watchdog):
-                    return _train(plan, corpus, options, device, stop, watchdog)
-            except (RunError, RuntimeError) as error:
-                note_fault(plan, options, str(error))
-                raise
+        with locked(plan), noted(plan), explained(job.watchdog):
+            config = _engine_config(job)
+            by_rank_0(lambda: write_run_files(plan, config, job.hosts))
+            engine = _engine(plan, config)
+            restored = _restore(job, engine, strict=options.strict)
+            start, ledger = restored.progress, Ledger(plan.run_dir)
+            skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))
+            note_start(plan, restored, ledger)
+            say(headline(plan, start.step))
+            metrics = Metrics(plan, engine)
+            metrics.go_on_after(start.step)
+            if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
+                # The job before may have ended in its copy.
+                finish_copy(plan, start.step, job.watchdog.goes_on)
+                return note_end(plan, start, ledger, "", owed=False)
+            began = time.perf_counter()
+            with ExitStack() as stack:
+                pulse = copying(plan, job.watchdog.goes_on)
+                uploader = _uploader(job, restored, pulse, stack)
+                run = build_run(job, engine, restored, skipped, metrics, ledger, stack, uploader)
+                end = train_steps(run, start)
+                owed = evaluation_owed(plan, metrics, end.step)
+                copied = end.step == plan.last_step and plan.recipe.checkpoint.copy_to is not None
+                if copied:
+                    until_all(
+                        lambda: job.stop.reason is not None or uploader is None or uploader.idle,
+                        pulse,
+                    )
+                reasons = run.health.stop_reasons()
+                owed |= copied and bool(reasons)
+            if end.step == plan.last_step and not owed:
+                finish_copy(plan, end.step, job.watchdog.goes_on)
+            say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
+            return note_end(plan, end, ledger, reasons, owed)
 
 
-@contextmanager
-def _explained(watchdog: Watchdog) -> Iterator[None]:
-    """In place of what torch raises where a peer is gone: which one, and how it ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        if sentence := watchdog.what_happened(error):
-            raise RunError(sentence) from error
-        raise
+def replay_step(plan: RunPlan, corpus: Corpus, step: int, *, strict: bool = False) -> int:
+    """Take one past step of a run again, and change nothing of it.
+
+    Args:
+        plan: the run.
+        corpus: what it reads, opened and checked.
+        step: that is taken again.
+        strict: a damaged checkpoint is an error; otherwise the one before it is taken.
+
+    Returns:
+        The exit code: done, or stopped by a signal before the step.
+
+    Raises:
+        UserError: as `train`; or no checkpoint before the step is left.
+        RunError: as `train`.
+    """
+    with joined(plan, corpus, writes=False) as job:
+        if job is None:
+            return EXIT_PREEMPTED
+        engine = _engine(plan, without_monitors(_engine_config(job)))
+        restored = _restore(job, engine, strict=strict, until_step=step - 1)
+        skipped = by_rank_0(lambda: read_skipped(plan.run_dir))
+        say(headline(plan, restored.progress.step))
+        metrics, ledger = Metrics(plan, engine), Ledger(plan.run_dir, silent=True)
+        with ExitStack() as stack:
+            run = build_run(job, engine, restored, skipped, metrics, ledger, stack)
+            replay(run, restored.progress, step)
+    return EXIT_DONE
 
 
-def _train(
-    plan: RunPlan,
-    corpus: Corpus,
-    options: StartOptions,
-    device: torch.device,
-    stop: StopRequest,
-    watchdog: Watchdog,
-) -> int:
-    watchdog.mark(0, "starting")
-    training = options.replay_step is None  # otherwise nothing is written
-    deepspeed_config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
-    clear_stale_locks(plan)
-    hosts = gathered(platform.node())
-    if training:
-        by_rank_0(lambda: write_run_files(plan, deepspeed_config, hosts))
-    else:
-        deepspeed_config = without_monitors(deepspeed_config)
-    recipe, derived = plan.recipe, plan.derived
-    engine = build_engine(
-        GPT2Config(**model_fields(recipe, derived.vocab_size)),
-        deepspeed_config,
+def build_run(
+    job: Job,
+    engine: Any,
+    restored: Restored,
+    skipped: Ranges,
+    metrics: Metrics,
+    ledger: Ledger,
+    stack: ExitStack,
+    uploader: Uploader | None = None,
+) -> Run:
+    """A run that is ready to step from where it was restored.
+
+    Args:
+        job: whose run it is.
+        engine: that holds what was restored.
+        restored: where the run stands.
+        skipped: ranges of samples that are left out.
+        metrics: where numbers go.
+        ledger: where events go.
+        stack: closes what is opened here.
+        uploader: sends complete checkpoints on.
+    """
+    plan, corpus, start = job.plan, job.corpus, restored.progress
+    batches = plan.derived.batches
+    batch, last_sample = batches.of_step(start.step + 1), batches.samples_after(plan.last_step)
+    samples = corpus.samples(plan.recipe.seed, skipped)
+    loader = stack.enter_context(
+        TokenLoader(
+            samples,
+            global_batch_size=batch.global_batch_size,
+            micro_batch_size=batch.micro_batch_size,
+            rank=rank(),
+            world_size=world_size(),
+            samples_seen=start.samples_seen,
+            pin_memory=job.device.type == "cuda",
+        )
+    )
+    stack.enter_context(closing(corpus))  # before the loader, which may wait for a download
+    corpus.follow(
+        lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
+    )
+    probe = probe_tokens(plan, corpus)
+    facts = RunFacts(
+        data_fingerprint=corpus.fingerprint,
+        tokenizer_dir=corpus.tokenizer_directory,
+        skipped_samples=list(skipped),
+        probe=probe,
+        probe_loss=lambda: probe_loss(engine, probe, job.device, job.document_eot),
+        uploader=uploader,
+    )
+    goes_on = job.watchdog.goes_on
+    checkpoints = Checkpoints(plan, engine, facts, goes_on, behind=partial(goes_on, behind=True))
+    return Run(
+        plan=plan,
+        corpus=corpus,
+        samples=samples,
+        engine=engine,
+        loader=loader,
+        metrics=metrics,
+        checkpoints=stack.enter_context(closing(checkpoints)),
+        health=Health(plan, engine, samples, ledger, job.stop, job.watchdog, job.hosts),
+        device=job.device,
+        document_eot=job.document_eot,
+    )
+
+
+def _engine_config(job: Job) -> dict[str, Any]:
+    """Exactly what `deepspeed.initialize` gets, once its compiled ops can be loaded. Collective."""
+    config = job.plan.deepspeed(cpu_adam=use_cpu_adam(job.plan))
+    clear_stale_locks(job.plan)
+    return config
+
+
+def _engine(plan: RunPlan, config: dict[str, Any]) -> Any:
+    recipe = plan.recipe
+    return build_engine(
+        GPT2Config(**model_fields(recipe, plan.derived.vocab_size)),
+        config,
         seed=recipe.seed,
         compile_model=recipe.model.compile,
     )
-    watchdog.mark(0, "loading")
-    torch.manual_seed(recipe.seed + 1 + rank())  # dropout differs between ranks
-    document_eot = corpus.tokenizer.eot_token if recipe.data.document_mask else None
+
+
+def _restore(job: Job, engine: Any, *, strict: bool, until_step: int | None = None) -> Restored:
+    """Put the engine where the newest checkpoint left it. Collective."""
+    job.watchdog.mark(0, "loading")
+    torch.manual_seed(job.plan.recipe.seed + 1 + rank())  # dropout differs between ranks
     restored = load_newest(
-        plan,
+        job.plan,
         engine,
-        data_fingerprint=corpus.fingerprint,
-        probe_loss=lambda tokens: probe_loss(engine, tokens, device, document_eot),
-        strict=options.strict,
-        goes_on=watchdog.goes_on,
-        until_step=None if options.replay_step is None else options.replay_step - 1,
+        data_fingerprint=job.corpus.fingerprint,
+        probe_loss=lambda tokens: probe_loss(engine, tokens, job.device, job.document_eot),
+        strict=strict,
+        goes_on=job.watchdog.goes_on,
+        until_step=until_step,
     )
-    watchdog.mark(0, "beginning")
-    start = restored.progress
-    ledger = Ledger(plan.run_dir, silent=not training)
-    skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))
-    if training:
-        note_start(plan, restored, ledger)
-    say(headline(plan, start.step))
-    samples = corpus.samples(recipe.seed, skipped)
-    metrics = Metrics(plan, engine)
-    if training:
-        metrics.go_on_after(start.step)
-    if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
-        if training:  # the job before may have ended in it
-            finish_copy(plan, start.step, watchdog.goes_on)
-        return note_end(plan, start, ledger, "", owed=False)
-    began = time.perf_counter()
-    with ExitStack() as stack:
-        batch = derived.batches.of_step(start.step + 1)
-        loader = stack.enter_context(
-            TokenLoader(
-                samples,
-                global_batch_size=batch.global_batch_size,
-                micro_batch_size=batch.micro_batch_size,
-                rank=rank(),
-                world_size=world_size(),
-                samples_seen=start.samples_seen,
-                pin_memory=device.type == "cuda",
-            )
-        )
-        stack.enter_context(closing(corpus))  # before the loader, which may wait for a download
-        last_sample = derived.batches.samples_after(plan.last_step)
-        corpus.follow(
-            lambda: samples.upcoming(loader.samples_read, last_sample, local_ranks(), world_size())
-        )
-        pulse = copying(plan, watchdog.goes_on)
-        sends = training and rank() == 0 and recipe.checkpoint.copy_to is not None
-        uploader = Uploader(remote_of(plan, pulse.beat)) if sends else None
-        if uploader is not None:
-            stack.callback(uploader.close, _UPLOAD_SECONDS_AT_A_STOP)
-            if restored.manifest is not None:  # the job before may have ended in its upload
-                uploader.submit(plan.run_dir / "checkpoints" / step_name(start.step))
-        probe = probe_tokens(plan, corpus)
-        facts = RunFacts(
-            data_fingerprint=corpus.fingerprint,
-            tokenizer_dir=corpus.tokenizer_directory,
-            skipped_samples=list(skipped),
-            probe=probe,
-            probe_loss=lambda: probe_loss(engine, probe, device, document_eot),
-            uploader=uploader,
-        )
-        run = Run(
-            plan=plan,
-            corpus=corpus,
-            samples=samples,
-            engine=engine,
-            loader=loader,
-            metrics=metrics,
-            checkpoints=stack.enter_context(
-                closing(
-                    Checkpoints(
-                        plan,
-                        engine,
-                        facts,
-                        watchdog.goes_on,
-                        behind=partial(watchdog.goes_on, behind=True),
-                    )
-                )
-            ),
-            health=Health(plan, engine, samples, ledger, stop, watchdog, hosts),
-            device=device,
-            document_eot=document_eot,
-        )
-        if options.replay_step is not None:
-            replay(run, start, options.replay_step)
-            return EXIT_DONE
-        end = train_steps(run, start)
-        owed = evaluation_owed(plan, metrics, end.step)
-        copied = end.step == plan.last_step and recipe.checkpoint.copy_to is not None
-        if copied:
-            until_all(lambda: stop.reason is not None or uploader is None or uploader.idle, pulse)
-        reasons = run.health.stop_reasons()
-        owed |= copied and bool(reasons)
-    if end.step == plan.last_step and not owed:
-        finish_copy(plan, end.step, watchdog.goes_on)
-    say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
-    return note_end(plan, end, ledger, reasons, owed)
+    job.watchdog.mark(0, "beginning")
+    return restored
 
 
-@contextmanager
-def _locked(plan: RunPlan) -> Iterator[None]:
-    """Only one job at a time writes a run directory. Collective."""
-    lock = RunLock(plan.run_dir)
-
-    def take() -> None:
-        lock.__enter__()
-
-    by_rank_0(take)
-    try:
-        yield
-    finally:
-        if rank() == 0:
-            lock.__exit__(None, None, None)
+def _uploader(job: Job, restored: Restored, pulse: Pulse, stack: ExitStack) -> Uploader | None:
+    """Sends complete checkpoints on; on rank 0, where the recipe asks for copies."""
+    plan = job.plan
+    if rank() != 0 or plan.recipe.checkpoint.copy_to is None:
+        return None
+    uploader = Uploader(remote_of(plan, pulse.beat))
+    stack.callback(uploader.close, _UPLOAD_SECONDS_AT_A_STOP)
+    if restored.manifest is not None:  # the job before may have ended in its upload
+        uploader.submit(plan.run_dir / "checkpoints" / step_name(restored.progress.step))
+    return uploader
 
 
 def _skip_samples(
@@ -281,11 +245,9 @@ def _skip_samples(
 ) -> Ranges:
     """The ranges that this run leaves out, with those asked for now written down."""
     start, manifest = restored.progress, restored.manifest
-    replaying = options.replay_step is not None
-    if manifest is not None and not replaying and not (plan.run_dir / SKIPPED_FILE).exists():
+    if manifest is not None and not (plan.run_dir / SKIPPED_FILE).exists():
         add_skipped(plan.run_dir, tuple(manifest.skipped_samples), 0)  # from a copy elsewhere
-    wanted = () if replaying else parse_ranges(options.skip_samples)
-    ranges, fresh = add_skipped(plan.run_dir, wanted, start.samples_seen)
+    ranges, fresh = add_skipped(plan.run_dir, options.skip_samples, start.samples_seen)
     tokens_seen = start.samples_seen * plan.recipe.data.seq_length
     for first, end in fresh:
         reason = f"--skip-samples {first}:{end}"

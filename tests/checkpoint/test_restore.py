@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.data.order.skipped import Ranges
 from gpt2_ds.record.ledger import read_ledger
 from gpt2_ds.train.start.arguments import StartOptions
 from tests.checkpoint.saved_files import flip
@@ -39,15 +40,19 @@ class Payload:
 
 def refusals(data: Path, folder: Path) -> dict[str, str]:
     from gpt2_ds.checkpoint.manifest import MANIFEST, hash_file, read_manifest, seal
-    from gpt2_ds.train.run import train
+    from gpt2_ds.train.run import replay_step, train
 
     corpus, said = small_corpus(data), {}
 
-    def attempt(run: Path, options: StartOptions, *overrides: str) -> str:
+    def attempt(run: Path, skip_samples: Ranges = (), replayed_step: int | None = None) -> str:
         printed = io.StringIO()
         with redirect_stdout(printed):
             try:
-                train(small_plan(data, run, *overrides, template="zero1"), corpus, options)
+                plan = small_plan(data, run, template="zero1")
+                if replayed_step is None:
+                    train(plan, corpus, StartOptions(skip_samples=skip_samples))
+                else:
+                    replay_step(plan, corpus, replayed_step)
             except (UserError, RunError) as error:
                 return f"{type(error).__name__}: {error}"
         return printed.getvalue()
@@ -66,18 +71,18 @@ def refusals(data: Path, folder: Path) -> dict[str, str]:
     newest = run / "checkpoints/step_00000006"
     shutil.copytree(run, folder / "probe")
     resealed(folder / "probe/checkpoints/step_00000006", probe_loss=9.0)
-    said["probe"] = attempt(folder / "probe", StartOptions())
+    said["probe"] = attempt(folder / "probe")
 
     shutil.copytree(run, folder / "payload")
     model = folder / "payload/checkpoints/step_00000006/mp_rank_00_model_states.pt"
     state = torch.load(model, weights_only=False)
     torch.save(state | {"x": Payload(str(folder / "ran"))}, model)
     resealed(model.parent)
-    said["payload"] = attempt(folder / "payload", StartOptions())
+    said["payload"] = attempt(folder / "payload")
 
-    said["no such step"] = attempt(run, StartOptions(replay_step=2))
-    said["skip behind"] = attempt(run, StartOptions(skip_samples=["8:16"]))
-    said["skip"] = attempt(run, StartOptions(skip_samples=["56:64"]))
+    said["no such step"] = attempt(run, replayed_step=2)
+    said["skip behind"] = attempt(run, ((8, 16),))
+    said["skip"] = attempt(run, ((56, 64),))
     shutil.rmtree(newest, ignore_errors=True)
     return said
 

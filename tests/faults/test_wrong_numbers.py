@@ -16,7 +16,6 @@ import gpt2_ds.checkpoint.file as checkpoint_file
 import gpt2_ds.train.loop as loop
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.record.ledger import read_ledger
-from gpt2_ds.train.start.arguments import StartOptions
 from tests.faults.jobs import events_of
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_plan
@@ -46,10 +45,10 @@ def train_disturbed(
     template: str,
     losses: dict[int, float],
     overrides: tuple[str, ...] = (),
-    options: StartOptions | None = None,
+    replayed_step: int | None = None,
 ) -> str:
     """What the run said, or the error that ended it."""
-    from gpt2_ds.train.run import train
+    from gpt2_ds.train.run import replay_step, train
 
     plan = small_plan(data, run, *overrides, template=template, world_size=2)
     plain = loop.window_loss
@@ -57,7 +56,10 @@ def train_disturbed(
     said = io.StringIO()
     try:
         with redirect_stdout(said):
-            train(plan, small_corpus(data), options or StartOptions())
+            if replayed_step is None:
+                train(plan, small_corpus(data))
+            else:
+                replay_step(plan, small_corpus(data), replayed_step)
     except RunError as error:
         return f"RunError: {error}"
     finally:
@@ -133,7 +135,7 @@ def spike_skip_and_replay(data: Path, folder: Path) -> list[str]:
             "zero1",
             {},
             (*long, "schedule.warmup_tokens=256"),
-            StartOptions(replay_step=17),
+            replayed_step=17,
         )
     )
     assert before == contents(run)

@@ -8,40 +8,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.data.order.skipped import Ranges
 from gpt2_ds.record.skipped_samples import parse_ranges
 
 
 @dataclass(frozen=True)
 class StartOptions:
-    """How a job begins, where it is not simply to go on.
+    """How a job begins, where it does not simply resume.
 
     Args:
         strict: a damaged checkpoint is an error; otherwise the one before it is taken.
-        skip_samples: `a:b` words: samples to leave out from now on.
-        replay_step: take this one past step again, and change nothing; None: train.
+        skip_samples: ranges [first, end) of samples to skip from now on.
     """
 
     strict: bool = False
-    skip_samples: Sequence[str] = ()
-    replay_step: int | None = None
-
-    def check(self, steps: int) -> None:
-        """Refuse what no run of so many steps can do.
-
-        Raises:
-            UserError: the step to replay is not one of the run's; samples to skip are no range.
-        """
-        parse_ranges(self.skip_samples)
-        if self.replay_step is not None and not 1 <= self.replay_step <= steps:
-            raise user_error(
-                f"--replay {self.replay_step}",
-                "no step of this run",
-                f"It has steps 1 to {steps}.",
-            )
+    skip_samples: Ranges = ()
 
 
-TRAIN = StartOptions()
-"""Simply go on."""
+RESUME = StartOptions()
+"""Simply resume."""
+
+
+def start_options(args: argparse.Namespace, steps: int) -> StartOptions:
+    """What was typed of how the job begins.
+
+    Args:
+        args: from `parse`.
+        steps: of the run.
+
+    Raises:
+        UserError: the step to replay is not one of the run's; samples to skip are no range.
+    """
+    ranges = parse_ranges(args.skip_samples)
+    if args.replay is not None and not 1 <= args.replay <= steps:
+        fix = f"It has steps 1 to {steps}."
+        raise user_error(f"--replay {args.replay}", "no step of this run", fix)
+    return StartOptions(args.strict, ranges)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,6 @@ from gpt2_ds.hosts.supervisor import attempt
 from gpt2_ds.parallel.process_group import device_title
 from gpt2_ds.record.ledger import Event, Ledger
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.start.arguments import StartOptions
 
 
 def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
@@ -42,10 +41,8 @@ def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
         note("zero_stage", f"stage {manifest.zero_stage} before, {stage} now")
 
 
-def note_fault(plan: RunPlan, options: StartOptions, reason: str) -> None:
+def note_fault(plan: RunPlan, reason: str) -> None:
     """Write down why this job ends, where that can still be written."""
-    if options.replay_step is not None:
-        return
     with suppress(Exception):  # the fault itself is what the user must see
         saved = complete_checkpoints(plan.run_dir)
         step = saved[0][1].step if saved else 0

@@ -26,8 +26,8 @@ import os, sys, time
 from pathlib import Path
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.data.reading.corpus import Corpus
-from gpt2_ds.train.start.arguments import TRAIN
-from gpt2_ds.train.run import train_and_leave
+from gpt2_ds.train.job import leaving
+from gpt2_ds.train.run import train
 from tests.small_run import small_corpus, small_plan
 
 run_dir, data = Path(sys.argv[1]), Path(sys.argv[3])
@@ -43,7 +43,9 @@ def verify(self, part, parts, shard_done):
 
 Corpus.verify = verify
 timeout = f"health.timeout_seconds={sys.argv[2]}"
-train_and_leave(small_plan(data, run_dir, timeout, world_size=2), small_corpus(data), TRAIN)
+plan = small_plan(data, run_dir, timeout, world_size=2)
+with leaving(plan) as outcome:
+    outcome.exit_code = train(plan, small_corpus(data))
 """
 
 

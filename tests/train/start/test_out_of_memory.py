@@ -26,8 +26,8 @@ import sys
 from pathlib import Path
 import torch
 import gpt2_ds.train.loop as loop
-from gpt2_ds.train.start.arguments import TRAIN
-from gpt2_ds.train.run import train_and_leave
+from gpt2_ds.train.job import leaving
+from gpt2_ds.train.run import train
 from tests.small_run import small_corpus, small_plan
 
 def too_much(*args, **named):
@@ -35,7 +35,9 @@ def too_much(*args, **named):
 
 loop.window_loss = too_much
 data, run = map(Path, sys.argv[1:3])
-train_and_leave(small_plan(data, run), small_corpus(data), TRAIN)
+plan = small_plan(data, run)
+with leaving(plan) as outcome:
+    outcome.exit_code = train(plan, small_corpus(data))
 """
 
 
