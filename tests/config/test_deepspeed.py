@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +66,28 @@ def deepspeed_config_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return config
 
 
-@pytest.mark.parametrize("cpu_adam", [False, True])
-@pytest.mark.parametrize(
-    "template, dtype, world_size", COMBINATIONS, ids=lambda part: getattr(part, "stem", str(part))
-)
 def test_deepspeed_takes_the_dict(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     deepspeed_config_module: Any,
-    template: Path,
-    dtype: str,
-    world_size: int,
-    cpu_adam: bool,
+    subtests: pytest.Subtests,
 ) -> None:
-    plan = plan_of(tmp_path, template, dtype, world_size)
-    config = plan.deepspeed(cpu_adam=cpu_adam)
+    for (template, dtype, world_size), cpu_adam in product(COMBINATIONS, (False, True)):
+        monkeypatch.setattr(
+            deepspeed_config_module.dist, "get_world_size", lambda *_, n=world_size: n
+        )
+        with subtests.test(f"{template.stem} {dtype} {world_size} ranks, cpu_adam {cpu_adam}"):
+            plan = plan_of(tmp_path, template, dtype, world_size)
+            config = plan.deepspeed(cpu_adam=cpu_adam)
+            check_taken(plan, config, deepspeed_config_module.DeepSpeedConfig(config))
+
+
+def check_taken(plan: RunPlan, config: dict[str, Any], taken: Any) -> None:
+    dtype = plan.recipe.precision.dtype
     assert not [value for value in all_values(config) if value is None or value == "auto"]
     assert json.loads(json.dumps(config)) == config
 
-    monkeypatch.setattr(deepspeed_config_module.dist, "get_world_size", lambda *_: world_size)
-    taken = deepspeed_config_module.DeepSpeedConfig(config)
-    accumulation = 16 // world_size
+    accumulation = 16 // plan.derived.world_size
     assert taken.train_batch_size == 16
     assert taken.train_micro_batch_size_per_gpu == 1
     assert taken.gradient_accumulation_steps == accumulation
