@@ -7,7 +7,6 @@ from typing import Any
 from gpt2_ds.checkpoint.checkpoint import Checkpoints
 from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.data.order.samples import Samples
 from gpt2_ds.health.loss_watch import LossWatch, logged_steps
 from gpt2_ds.health.stop_request import StopRequest
 from gpt2_ds.health.stragglers import Stragglers
@@ -35,7 +34,6 @@ class Health:
     Args:
         plan: the run.
         engine: whose weights are compared between ranks.
-        samples: their order, to say what a step was trained on.
         ledger: where findings are written.
         stop: signals that this rank got.
         watchdog: finds ranks that hang or died.
@@ -49,14 +47,12 @@ class Health:
         self,
         plan: RunPlan,
         engine: Any,
-        samples: Samples,
         ledger: Ledger,
         stop: StopRequest,
         watchdog: Watchdog,
         hosts: list[str],
     ) -> None:
-        self._plan, self._samples = plan, samples
-        self._ledger, self._stop, self._watchdog = ledger, stop, watchdog
+        self._plan, self._ledger, self._stop, self._watchdog = plan, ledger, stop, watchdog
         before = by_rank_0(lambda: logged_steps(plan.run_dir))
         self._losses = LossWatch(plan.recipe.health, before)
         self.compute_time = ComputeTime(engine.device, engine.zero_optimization_stage())
@@ -124,16 +120,26 @@ class Health:
                 say(f"warning: {sentence}")
                 self._note("slow_rank", step, sentence)
 
-    def look_at(self, step: int, loss: float, update: Update, checkpoints: Checkpoints) -> None:
-        """Write down a step whose update was left out, and a loss that jumped. Collective.
+    def look_at(
+        self,
+        step: int,
+        loss: float,
+        update: Update,
+        samples: tuple[int, int],
+        checkpoints: Checkpoints,
+    ) -> None:
+        """Write down a step whose update was skipped, and a loss that jumped. Collective.
+
+        Args:
+            step: that was just taken.
+            loss: nats per token, mean over the global batch.
+            update: what became of it.
+            samples: that it was trained on, [first, end).
 
         Raises:
             RunError: too many updates in a row were left out; what was saved is complete.
         """
-        batches = self._plan.derived.batches
-        first, end = self._samples.numbers(
-            batches.samples_after(step - 1), batches.samples_after(step)
-        )
+        first, end = samples
         batch = f"samples {first}:{end}"
         if update.faulty:
             norm = update.gradient_norm

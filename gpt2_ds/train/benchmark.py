@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress, RunFacts
+from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.evaluation.loss import window_loss
+from gpt2_ds.health.health import Health
+from gpt2_ds.health.stop_request import StopRequest
+from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
+from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
+from gpt2_ds.record.ledger import Ledger
+from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
+from gpt2_ds.train.loop import take_step
+from gpt2_ds.train.ready_run import StepContext
 from gpt2_ds.train.start.first_checks import check_device, clear_stale_locks, use_cpu_adam
 from gpt2_ds.train.start.start_up import start_up_words
 
 PLAIN_TORCH = "plain torch"
-Step = Callable[[list[Tensor]], None]
+Step = Callable[[int], None]
+"""Takes one optimizer step, given its number from 0 on."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +63,65 @@ class Timing:
         return statistics.median(self.step_seconds)
 
 
-def engine_step(plan: RunPlan) -> Step:
-    """One optimizer step of a DeepSpeed engine, as the training loop takes it."""
-    recipe = plan.recipe
-    config = plan.deepspeed(cpu_adam=use_cpu_adam(plan))
-    clear_stale_locks(plan)
-    config |= {
-        name: {"enabled": False} for name in ("tensorboard", "wandb", "csv_monitor", "comet")
-    }
-    engine = build_engine(
-        GPT2Config(**model_fields(recipe, plan.derived.vocab_size)),
-        config,
-        seed=recipe.seed,
-        compile_model=recipe.model.compile,
-    )
+class RandomTokens:
+    """The same random micro-batches in every step; speed does not depend on what they say."""
 
-    def step(micro_batches: list[Tensor]) -> None:
-        for tokens in micro_batches:
-            engine.backward(window_loss(engine, tokens))
-            engine.step()
+    def __init__(self, micro_batches: list[Tensor]) -> None:
+        self.micro_batch_size = len(micro_batches[0])
+        self._endless = itertools.cycle(micro_batches)
+
+    def __next__(self) -> Tensor:
+        """(micro_batch_size, T + 1) int64."""
+        return next(self._endless)
+
+
+def engine_step(
+    plan: RunPlan, micro_batches: list[Tensor], watched: tuple[StopRequest, Watchdog]
+) -> Step:
+    """One optimizer step as the training loop takes it: `take_step`, with all that it watches.
+
+    Args:
+        plan: the run; its full batch is measured, not the smaller ones of a ramp.
+        micro_batches: of one step.
+        watched: signals and ranks, as in a run.
+    """
+    config = without_monitors(plan.deepspeed(cpu_adam=use_cpu_adam(plan)))
+    clear_stale_locks(plan)
+    engine = build_engine(
+        GPT2Config(**model_fields(plan.recipe, plan.derived.vocab_size)),
+        config,
+        seed=plan.recipe.seed,
+        compile_model=plan.recipe.model.compile,
+    )
+    nothing_saved = RunFacts(
+        data_fingerprint="",
+        tokenizer_dir=plan.run_dir,
+        skipped_samples=[],
+        probe=np.zeros((1, 2), dtype=np.int64),
+        probe_loss=lambda: 0.0,
+    )
+    run = StepContext(
+        plan=plan,
+        engine=engine,
+        loader=RandomTokens(micro_batches),
+        metrics=Metrics(plan, engine),
+        checkpoints=Checkpoints(plan, engine, nothing_saved),
+        health=Health(
+            plan, engine, Ledger(plan.run_dir, silent=True), *watched, gathered(platform.node())
+        ),
+        device=local_device(),
+        document_eot=None,
+    )
+    first_step = plan.derived.batches.levels[-1].first_step
+
+    def step(number: int) -> None:
+        done = first_step - 1 + number
+        take_step(run, Progress(done, plan.derived.batches.samples_after(done)))
 
     return step
 
 
-def plain_torch_step(plan: RunPlan) -> Step:
+def plain_torch_step(plan: RunPlan, micro_batches: list[Tensor]) -> Step:
     """The same step of the same model without DeepSpeed: what one would write by hand.
 
     16-bit recipes run under autocast with fp32 weights. One process only.
@@ -95,7 +146,7 @@ def plain_torch_step(plan: RunPlan) -> Step:
     forward: Any = torch.compile(model) if recipe.model.compile else model
     half = recipe.precision.dtype != "fp32"
 
-    def step(micro_batches: list[Tensor]) -> None:
+    def step(number: int) -> None:
         for tokens in micro_batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
                 loss = window_loss(forward, tokens)
@@ -124,14 +175,11 @@ def _synchronized_seconds() -> float:
     return time.perf_counter()
 
 
-def measure(
-    contestants: dict[str, Step], micro_batches: list[Tensor], *, steps: int, warmup_steps: int
-) -> list[Timing]:
+def measure(contestants: dict[str, Step], *, steps: int, warmup_steps: int) -> list[Timing]:
     """Time the contestants in turn, one step each, so that a change of the machine meets all.
 
     Args:
         contestants: name to step.
-        micro_batches: of one optimizer step.
         steps: timed steps of each.
         warmup_steps: steps of each before the clock runs.
     """
@@ -139,7 +187,7 @@ def measure(
     for i in range(warmup_steps + steps):
         for name, step in contestants.items():
             start = _synchronized_seconds()
-            step(micro_batches)
+            step(i)
             elapsed = _synchronized_seconds() - start
             if i == 0 and name == next(iter(contestants)):
                 say(start_up_words())
@@ -194,11 +242,19 @@ def benchmark(
         raise user_error("--plain-torch", "has AdamW, and the recipe muon", "Leave it out.")
     for plan in plans:
         check_device(plan)
-    contestants: dict[str, Step] = {PLAIN_TORCH: plain_torch_step(plans[0])} if plain_torch else {}
-    contestants |= {plan.template_file: engine_step(plan) for plan in plans}
-    timings = measure(
-        contestants, random_micro_batches(plans[0]), steps=steps, warmup_steps=warmup_steps
-    )
+    micro_batches = random_micro_batches(plans[0])
+    contestants: dict[str, Step] = {}
+    if plain_torch:
+        contestants[PLAIN_TORCH] = plain_torch_step(plans[0], micro_batches)
+    timeout = plans[0].recipe.health.timeout_seconds
+    with (
+        TemporaryDirectory() as stacks,  # of ranks that hang; each rank has a folder of its own
+        StopRequest() as stop,
+        Watchdog(Path(stacks), timeout) as watchdog,
+    ):
+        for plan in plans:
+            contestants[plan.template_file] = engine_step(plan, micro_batches, (stop, watchdog))
+        timings = measure(contestants, steps=steps, warmup_steps=warmup_steps)
     for line in report(plans[0], timings):
         say(line)
     return timings

@@ -17,7 +17,7 @@ from gpt2_ds.parallel.update import apply_update
 from gpt2_ds.plan.learning_rate import learning_rate
 from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
-from gpt2_ds.train.ready_run import Run, Step
+from gpt2_ds.train.ready_run import Run, Step, StepContext
 from gpt2_ds.train.start.start_up import start_up_words
 from gpt2_ds.train.validation import StoppedEarly, show_sample, validate
 
@@ -35,6 +35,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
         step = progress.step + 1
         taken = take_step(run, progress)
         skipped = progress.skipped_updates + taken.update.faulty
+        before = progress
         progress = Progress(step, plan.derived.batches.samples_after(step), skipped)
         metrics.step_done()
         if step == start.step + 1:
@@ -50,7 +51,8 @@ def train_steps(run: Run, start: Progress) -> Progress:
             norm = taken.update.gradient_norm
             metrics.log_step(step, taken.loss, taken.learning_rate, norm, sources, skipped)
         with metrics.aside():
-            run.health.look_at(step, taken.loss, taken.update, run.checkpoints)
+            samples = run.samples.numbers(before.samples_seen, progress.samples_seen)
+            run.health.look_at(step, taken.loss, taken.update, samples, run.checkpoints)
             if save_due:
                 save(run, progress)
                 saved_step = step
@@ -63,7 +65,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
     return progress
 
 
-def take_step(run: Run, done: Progress) -> Step:
+def take_step(run: StepContext, done: Progress) -> Step:
     """One optimizer step: micro-steps, an agreement of all ranks, the update."""
     recipe, engine, health = run.plan.recipe, run.engine, run.health
     step, batches = done.step + 1, run.plan.derived.batches

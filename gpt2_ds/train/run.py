@@ -188,7 +188,7 @@ def build_run(
         loader=loader,
         metrics=metrics,
         checkpoints=stack.enter_context(closing(checkpoints)),
-        health=Health(plan, engine, samples, ledger, job.stop, job.watchdog, job.hosts),
+        health=Health(plan, engine, ledger, job.stop, job.watchdog, job.hosts),
         device=job.device,
         document_eot=job.document_eot,
     )
