@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt2_ds.checkpoint.copies import remote_of
@@ -11,6 +10,7 @@ from gpt2_ds.checkpoint.manifest import CheckpointManifest, step_folders, step_n
 from gpt2_ds.checkpoint.remote_files import warn
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.files.heartbeat import Heartbeat
 from gpt2_ds.record.ledger import read_ledger
 
 
@@ -35,14 +35,14 @@ class Candidate:
 
 
 def find_candidates(
-    plan: RunPlan, *, until_step: int | None, moved: Callable[[], None]
+    plan: RunPlan, *, until_step: int | None, heartbeat: Heartbeat
 ) -> list[Candidate]:
     """All of them, newest first; of one step, that on this disk before its copy.
 
     Args:
         plan: the run.
         until_step: look only at this disk, and at none beyond this step.
-        moved: called whenever what takes long has come further.
+        heartbeat: of asking for copies.
 
     Raises:
         UserError: there is none here, and the copies cannot be asked for.
@@ -54,17 +54,17 @@ def find_candidates(
     ]
     if until_step is not None:
         return [each for each in here if each.step <= until_step]
-    found = [*here, *_copies(plan, moved, any(manifest for _, manifest in folders))]
+    found = [*here, *_copies(plan, heartbeat, any(manifest for _, manifest in folders))]
     if not found:
         _refuse_lost(plan)
     return sorted(found, key=lambda each: (-each.step, each.is_copy))
 
 
-def _copies(plan: RunPlan, moved: Callable[[], None], can_do_without: bool) -> list[Candidate]:
+def _copies(plan: RunPlan, heartbeat: Heartbeat, can_do_without: bool) -> list[Candidate]:
     if plan.recipe.checkpoint.copy_to is None:
         return []
     try:
-        return [Candidate(step, is_copy=True) for step in remote_of(plan, moved).complete()]
+        return [Candidate(step, is_copy=True) for step in remote_of(plan, heartbeat).complete()]
     except RunError as error:
         if not can_do_without:
             raise

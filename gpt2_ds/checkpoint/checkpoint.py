@@ -32,9 +32,10 @@ from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.durable_file import sync
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.trouble import file_trouble
 from gpt2_ds.hosts.launcher import rank, world_size
-from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_rank_0, gathered, until_all
+from gpt2_ds.parallel.agreement import all_agree, by_rank_0, gathered, until_all
 from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
 from gpt2_ds.record.run_directory import RUN_FILES, package_versions, write_text
 from gpt2_ds.record.terminal import say
@@ -84,7 +85,7 @@ class _Writing:
     partial: Path
     probe_loss: float
     records: Future[dict[str, FileRecord]]
-    pulse: Pulse
+    heartbeat: Heartbeat
 
 
 class Checkpoints:
@@ -98,8 +99,7 @@ class Checkpoints:
         plan: the run.
         engine: whose state is saved.
         facts: of the run.
-        goes_on: hears of every part that is written, and of waiting for other ranks.
-        behind: hears of every part that is written while the other ranks may wait for it.
+        heartbeat: of every part that is written, and of waiting for other ranks.
     """
 
     def __init__(
@@ -107,12 +107,11 @@ class Checkpoints:
         plan: RunPlan,
         engine: Any,
         facts: RunFacts,
-        goes_on: GoesOn = lambda doing: None,
-        behind: GoesOn = lambda doing: None,
+        heartbeat: Heartbeat = UNHEARD,
     ) -> None:
         self._plan, self._engine, self._facts = plan, engine, facts
         self._folder = plan.run_dir / "checkpoints"
-        self._goes_on, self._behind = goes_on, behind
+        self._heartbeat = heartbeat
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._buffers = Buffers()  # of the checkpoint before; it is written by then
         self._writing: _Writing | None = None
@@ -148,34 +147,36 @@ class Checkpoints:
                     "last steps."
                 )
             )
-        by_rank_0(fresh_folder, Pulse(self._goes_on, f"making {partial}"))
-        self._goes_on("saving")
+        by_rank_0(fresh_folder, self._heartbeat.during(f"making {partial}"))
+        saving = self._heartbeat.of_main_thread("saving")
+        saving.beat()
         behind = self._plan.recipe.checkpoint.write_behind
         work: list[Callable[[], list[Path]]] = []
-        pulse = Pulse(self._goes_on, f"writing {partial}")
+        writing = self._heartbeat.during(f"writing {partial}")
 
         def keep(state: Any, path: Path) -> None:
             if behind and fits_in_memory(state, self._buffers):
                 copied = copy_state(state, self._buffers)
-                work.append(lambda: save_state(copied, path, pulse.beat))
+                work.append(lambda: save_state(copied, path, writing))
             else:
-                doing = f"writing {path}"  # ranks write different numbers of files
-                self._behind(doing)
-                work.append(done_now(lambda: save_state(state, path, lambda: self._behind(doing))))
-                self._goes_on("saving")
+                # Ranks write different numbers of files.
+                now = self._heartbeat.of_main_thread(f"writing {path}", alone=True)
+                now.beat()
+                work.append(done_now(lambda: save_state(state, path, now)))
+                saving.beat()
 
         self._buffers.reuse()
         catch_state(self._engine, partial, keep)
         random = copy_state(_random_states())
         path = partial / f"random_rank_{rank():05d}.pt"
-        work.append(lambda: save_state(random, path, pulse.beat))
+        work.append(lambda: save_state(random, path, writing))
         # On NVMe DeepSpeed keeps rows there, and copies each rank's: who wrote a file syncs it.
         swapped = partial / "offloaded_tensors" / f"rank{rank():02d}"
         work.append(lambda: [each for each in swapped.rglob("*") if each.is_file()])
         if rank() == 0:
             work.append(lambda: self._small_files(partial))
-        records = self._thread.submit(write, partial, work, pulse.beat)
-        self._writing = _Writing(progress, partial, probe_loss, records, pulse)
+        records = self._thread.submit(write, partial, work, writing)
+        self._writing = _Writing(progress, partial, probe_loss, records, writing)
         if not behind:
             self.finish()
 
@@ -187,7 +188,7 @@ class Checkpoints:
         """
         if self._writing is None:
             return
-        until_all(lambda: self.written, self._writing.pulse)
+        until_all(lambda: self.written, self._writing.heartbeat)
         self.commit()
 
     def commit(self) -> None:
@@ -203,8 +204,8 @@ class Checkpoints:
         all_agree(trouble(error, writing.partial) if error else None)
         mine = writing.records.result()
         files = {name: record for part in gathered(mine) for name, record in part.items()}
-        pulse = Pulse(self._goes_on, f"completing {writing.partial.with_suffix('')}")
-        by_rank_0(lambda: self._complete(writing, files, pulse.beat), pulse)
+        completing = self._heartbeat.during(f"completing {writing.partial.with_suffix('')}")
+        by_rank_0(lambda: self._complete(writing, files, completing), completing)
         self.last_saved = writing.progress.step
 
     def close(self) -> None:
@@ -220,7 +221,7 @@ class Checkpoints:
         return [*tokenizer, *(partial / name for name in (*RUN_FILES, PROBE_FILE))]
 
     def _complete(
-        self, writing: _Writing, files: dict[str, FileRecord], moved: Callable[[], None]
+        self, writing: _Writing, files: dict[str, FileRecord], heartbeat: Heartbeat
     ) -> None:
         plan, progress = self._plan, writing.progress
         tokens_seen = progress.samples_seen * plan.recipe.data.seq_length
@@ -250,11 +251,11 @@ class Checkpoints:
         writing.partial.rename(final)
         sync(self._folder)
         write_text(self._folder / "latest", final.name)  # for DeepSpeed's own tools
-        gone = self._prune(moved)
+        gone = self._prune(heartbeat)
         if self._facts.uploader is not None:
             self._facts.uploader.submit(final, gone)
 
-    def _prune(self, moved: Callable[[], None]) -> set[int]:
+    def _prune(self, heartbeat: Heartbeat) -> set[int]:
         """Delete what the recipe does not keep; the steps that are gone."""
         try:
             found = complete_checkpoints(self._plan.run_dir)
@@ -269,7 +270,7 @@ class Checkpoints:
             try:
                 if complete[step] != uploading:
                     delete(complete[step])
-                    moved()
+                    heartbeat.beat()
             except OSError as error:
                 say(f"warning: {file_trouble(error)}")
         return gone

@@ -15,6 +15,7 @@ import torch
 
 from gpt2_ds.checkpoint.manifest import FileRecord, hash_file
 from gpt2_ds.files.durable_file import sync
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.trouble import file_trouble
 
 PIECE_BYTES = 1 << 26
@@ -29,9 +30,9 @@ class _WholeFile(FileIO):
     longer answers is then seen at once, not in the fsync after hundreds of gigabytes.
     """
 
-    def __init__(self, path: Path, moved: Callable[[], None]) -> None:
+    def __init__(self, path: Path, heartbeat: Heartbeat) -> None:
         super().__init__(path, "w")
-        self._moved, self._unsynced_bytes = moved, 0
+        self._heartbeat, self._unsynced_bytes = heartbeat, 0
 
     def write(self, data: Any) -> int:
         """All of `data`."""
@@ -44,22 +45,22 @@ class _WholeFile(FileIO):
             if self._unsynced_bytes >= SYNC_BYTES:
                 os.fsync(self.fileno())
                 self._unsynced_bytes = 0
-            self._moved()
+            self._heartbeat.beat()
         return len(whole)
 
 
-def save_state(state: Any, path: Path, moved: Callable[[], None] = lambda: None) -> list[Path]:
+def save_state(state: Any, path: Path, heartbeat: Heartbeat = UNHEARD) -> list[Path]:
     """`torch.save` into a file that is then on the disk.
 
     Args:
         state: tensors in containers.
         path: of the file.
-        moved: called whenever a part of it is written.
+        heartbeat: of the writing.
 
     Returns:
         The file, as `write` wants it.
     """
-    with _WholeFile(path, moved) as file:  # given the path, torch hides the system's error
+    with _WholeFile(path, heartbeat) as file:  # given the path, torch hides the system's error
         torch.save(state, file)
     sync(path)
     return [path]
@@ -77,22 +78,22 @@ def done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
 
 
 def write(
-    partial: Path, work: list[Callable[[], list[Path]]], moved: Callable[[], None]
+    partial: Path, work: list[Callable[[], list[Path]]], heartbeat: Heartbeat
 ) -> dict[str, FileRecord]:
     """Write, fsync and hash this rank's files, and fsync the folders that hold their names.
 
     Args:
         partial: the step directory, not yet complete.
         work: each writes some files and returns them.
-        moved: called whenever a part of a file is written or read.
+        heartbeat: of this.
     """
     records, folders = {}, {partial}
     while work:
         for path in work.pop(0)():
             sync(path)
-            records[str(path.relative_to(partial))] = hash_file(path, moved)
+            records[str(path.relative_to(partial))] = hash_file(path, heartbeat)
             folders |= {each for each in path.parents if each.is_relative_to(partial)}
-            moved()
+            heartbeat.beat()
     for folder in folders:
         sync(folder)
     return records

@@ -7,13 +7,13 @@ import hashlib
 import re
 import stat
 import sys
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.files.durable_file import sha256_of
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 MANIFEST = "manifest.json"
 
@@ -86,9 +86,9 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def hash_file(path: Path, moved: Callable[[], None] = lambda: None) -> FileRecord:
-    """Size in bytes and sha256 of a file; `moved` is called whenever a part of it is read."""
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path, moved))
+def hash_file(path: Path, heartbeat: Heartbeat = UNHEARD) -> FileRecord:
+    """Size in bytes and sha256 of a file; `heartbeat` is of the reading."""
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path, heartbeat))
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest | None:
@@ -132,7 +132,7 @@ def damaged_files(
     *,
     part: int = 0,
     parts: int = 1,
-    moved: Callable[[], None] = lambda: None,
+    heartbeat: Heartbeat = UNHEARD,
 ) -> list[str]:
     """Files of this part that are missing, or not what the manifest says.
 
@@ -143,13 +143,15 @@ def damaged_files(
         manifest: its manifest.
         part: this rank, of `parts` that share the work.
         parts: ranks.
-        moved: called whenever a part of a file is read.
+        heartbeat: of the reading.
 
     Raises:
         RunError: a file cannot be read, which says nothing of what is in it.
     """
     names = sorted(manifest.files)[part::parts]
-    return [name for name in names if not is_whole(checkpoint, name, manifest.files[name], moved)]
+    return [
+        name for name in names if not is_whole(checkpoint, name, manifest.files[name], heartbeat)
+    ]
 
 
 def is_inside(checkpoint: Path, name: str) -> bool:
@@ -162,7 +164,7 @@ def is_inside(checkpoint: Path, name: str) -> bool:
 
 
 def is_whole(
-    checkpoint: Path, name: str, expected: FileRecord, moved: Callable[[], None] = lambda: None
+    checkpoint: Path, name: str, expected: FileRecord, heartbeat: Heartbeat = UNHEARD
 ) -> bool:
     """Whether one file of a step directory is there, and what its manifest says.
 
@@ -177,7 +179,7 @@ def is_whole(
         return (
             stat.S_ISREG(found.st_mode)
             and found.st_size == expected.bytes  # spares hashing what was cut off
-            and hash_file(path, moved) == expected
+            and hash_file(path, heartbeat) == expected
         )
     except ValueError:  # no name of a file
         return False

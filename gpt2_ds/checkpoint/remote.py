@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt2_ds.checkpoint.folder import quarantine
@@ -21,6 +21,7 @@ from gpt2_ds.checkpoint.remote_files import RemoteFiles, warn
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.files.claimed_file import writing
 from gpt2_ds.files.durable_file import sync, write_durably
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_source import Stopped
 
 UPLOADING = "uploading.json"  # the manifest of an upload that has begun
@@ -40,7 +41,7 @@ class RemoteCheckpoints:
         attempts: how often to try in all what fails in a way that may pass.
         first_delay_seconds: before the second attempt; doubles up to 30 seconds.
         stall_seconds: this long without a byte, a reading has failed.
-        moved: called whenever what takes long has come further.
+        heartbeat: of what is done with them.
 
     Raises:
         UserError: nothing here knows such addresses or can write to them, or a package is missing.
@@ -53,15 +54,15 @@ class RemoteCheckpoints:
         attempts: int = 8,
         first_delay_seconds: float = 0.5,
         stall_seconds: float = 60.0,
-        moved: Callable[[], None] = lambda: None,
+        heartbeat: Heartbeat = UNHEARD,
     ) -> None:
-        self._moved = moved
+        self._heartbeat = heartbeat
         self.files = RemoteFiles(
             address,
             attempts=attempts,
             first_delay_seconds=first_delay_seconds,
             stall_seconds=stall_seconds,
-            moved=moved,
+            heartbeat=heartbeat,
         )
 
     def complete(self) -> list[int]:
@@ -126,7 +127,7 @@ class RemoteCheckpoints:
             if not is_inside(partial, file) or sizes.get(file) != record.bytes:
                 raise Damaged(f"{where}: {_how(sizes.get(file), record)}")
         for file, record in manifest.files.items():
-            if is_whole(partial, file, record, self._moved):  # of a fetch that was broken off
+            if is_whole(partial, file, record, self._heartbeat):  # of a fetch that was broken off
                 continue
             came = self.files.fetch(f"{name}/{file}", partial / file, record.bytes)
             if came != record.sha256:

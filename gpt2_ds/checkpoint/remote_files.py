@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.files.claimed_file import allocate, write_all, writing
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import MAX_READ_BYTES, is_remote
 from gpt2_ds.files.remote_source import RemoteFault, RemoteSource, Stopped, fault_of, redacted
 
@@ -43,7 +44,7 @@ class RemoteFiles:
         attempts: how often to try in all.
         first_delay_seconds: before the second attempt; doubles up to 30 seconds.
         stall_seconds: this long without a byte, a reading has failed.
-        moved: called whenever a part of a file has come or gone, or an attempt has failed.
+        heartbeat: beats when a part of a file has come or gone, or an attempt has failed.
 
     Raises:
         UserError: nothing here knows such addresses or can write to them, or a package is missing.
@@ -56,12 +57,12 @@ class RemoteFiles:
         attempts: int,
         first_delay_seconds: float,
         stall_seconds: float,
-        moved: Callable[[], None] = lambda: None,
+        heartbeat: Heartbeat = UNHEARD,
     ) -> None:
         self.address = redacted(address).rstrip("/")  # for messages
         self.stop = threading.Event()
         self._attempts, self._first_delay_seconds = attempts, first_delay_seconds
-        self._moved = moved
+        self._heartbeat = heartbeat
         if address.startswith(("http://", "https://")):
             raise user_error(self.address, "cannot be written to", "Give s3://, gs:// or a path.")
         if not is_remote(address):
@@ -129,8 +130,8 @@ class RemoteFiles:
         """Copy a file of this machine there."""
         from fsspec.callbacks import Callback
 
-        told = Callback(hooks={"moved": lambda size, value, **_: self._moved()})
-        self._tried(name, lambda: self._files.put_file(str(local), self._path(name), callback=told))
+        sent = Callback(hooks={"sent": lambda size, value, **_: self._heartbeat.beat()})
+        self._tried(name, lambda: self._files.put_file(str(local), self._path(name), callback=sent))
 
     def fetch(self, name: str, path: Path, n_bytes: int) -> str:
         """Copy a file to this machine, onto its disk.
@@ -158,7 +159,7 @@ class RemoteFiles:
                 for data in chunks:
                     digest.update(data)
                     write_all(file, path, data)
-                    self._moved()
+                    self._heartbeat.beat()
             return digest.hexdigest()
 
         with file:
@@ -191,7 +192,7 @@ class RemoteFiles:
             except Exception as error:
                 fault = error if isinstance(error, RemoteFault) else fault_of(error)
                 self._raise_if_final(name, fault, number)
-            self._moved()
+            self._heartbeat.beat()
             delay = min(_LONGEST_DELAY_SECONDS, self._first_delay_seconds * 2 ** (number - 1))
             warn(
                 f"{self.at(name)}: {fault}: attempt {number + 1} of {self._attempts} in "

@@ -29,8 +29,9 @@ from gpt2_ds.checkpoint.remote import Damaged
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks, user_error
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.hosts.launcher import rank, world_size
-from gpt2_ds.parallel.agreement import GoesOn, Pulse, all_agree, by_all, by_rank_0, gathered
+from gpt2_ds.parallel.agreement import all_agree, by_all, by_rank_0, gathered
 from gpt2_ds.parallel.states.elastic import load_elastic
 from gpt2_ds.parallel.states.parameter_states import ParameterStates
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names
@@ -60,7 +61,7 @@ def load_newest(
     probe_loss: Callable[[Tokens], float],
     strict: bool = False,
     until_step: int | None = None,
-    goes_on: GoesOn = lambda doing: None,
+    heartbeat: Heartbeat = UNHEARD,
 ) -> Restored:
     """Put the engine and the random states where the newest undamaged checkpoint left them.
 
@@ -73,7 +74,7 @@ def load_newest(
         data_fingerprint: of the corpus.
         probe_loss: the loss of stored tokens, with what is loaded.
         strict: a damaged checkpoint is an error; otherwise the one before it is taken.
-        goes_on: hears what takes long, as long as it gets on.
+        heartbeat: of what takes long.
         until_step: look only at checkpoints up to this step, and leave the run directory alone.
 
     Raises:
@@ -83,9 +84,9 @@ def load_newest(
             file cannot be read; or what was loaded is not what was saved.
     """
     looking = until_step is not None
-    pulse = Pulse(goes_on, f"looking for checkpoints of {plan.run_dir}")
+    search = heartbeat.during(f"looking for checkpoints of {plan.run_dir}")
     candidates = by_rank_0(
-        lambda: find_candidates(plan, until_step=until_step, moved=pulse.beat), pulse
+        lambda: find_candidates(plan, until_step=until_step, heartbeat=search), search
     )
     if candidates:
         _refuse_disk(plan)
@@ -94,9 +95,9 @@ def load_newest(
         path = plan.run_dir / "checkpoints" / candidate.folder
         manifest, bad = candidate.manifest, None
         if candidate.is_copy:
-            manifest, bad = _fetch(plan, candidate.step, data_fingerprint, goes_on)
+            manifest, bad = _fetch(plan, candidate.step, data_fingerprint, heartbeat)
         if bad is None:
-            bad = _damage(path, manifest, goes_on)
+            bad = _damage(path, manifest, heartbeat)
         if bad is not None or manifest is None:
             if strict:
                 raise on_all_ranks(
@@ -109,7 +110,7 @@ def load_newest(
             passed_over.append(f"{bad}")
             continue
         _check_together(plan, path, manifest, data_fingerprint)
-        _load(plan, engine, path, manifest, goes_on)
+        _load(plan, engine, path, manifest, heartbeat)
         if manifest.probe_loss is not None:
             tokens = np.load(path / PROBE_FILE, allow_pickle=False)
             check_probe(path, manifest.probe_loss, probe_loss(tokens))
@@ -134,14 +135,14 @@ def load_newest(
 
 
 def _fetch(
-    plan: RunPlan, step: int, data_fingerprint: str, goes_on: GoesOn
+    plan: RunPlan, step: int, data_fingerprint: str, heartbeat: Heartbeat
 ) -> tuple[CheckpointManifest | None, str | None]:
     """Fetch a copy: its manifest, or in what way it is not what was saved. Collective."""
     name = f"{plan.recipe.checkpoint.copy_to}: {step_name(step)}"
-    pulse = Pulse(goes_on, f"fetching {name}")
+    fetching = heartbeat.during(f"fetching {name}")
 
     def fetch() -> tuple[CheckpointManifest | None, str | None]:
-        remote = remote_of(plan, pulse.beat)
+        remote = remote_of(plan, fetching)
         try:
             manifest = remote.manifest(step)
             _check_resumable(plan, remote.files.at(step_name(step)), manifest, data_fingerprint)
@@ -153,10 +154,10 @@ def _fetch(
             return None, str(damaged)
         return manifest, None
 
-    return by_rank_0(fetch, pulse)
+    return by_rank_0(fetch, fetching)
 
 
-def _damage(path: Path, manifest: CheckpointManifest | None, goes_on: GoesOn) -> str | None:
+def _damage(path: Path, manifest: CheckpointManifest | None, heartbeat: Heartbeat) -> str | None:
     """What is not what was saved, as any rank sees it: the first file. Collective.
 
     Raises:
@@ -164,23 +165,23 @@ def _damage(path: Path, manifest: CheckpointManifest | None, goes_on: GoesOn) ->
     """
     if manifest is None:
         return f"{path / MANIFEST}: not what was saved"
-    pulse = Pulse(goes_on, f"checking {path}")
+    checking = heartbeat.during(f"checking {path}")
 
     def look() -> tuple[list[str], str | None]:
         part = {"part": rank(), "parts": world_size()}
         try:
-            return damaged_files(path, manifest, **part, moved=pulse.beat), None
+            return damaged_files(path, manifest, **part, heartbeat=checking), None
         except RunError as error:
             return [], str(error)
 
-    names, failure = by_all(look, pulse)
+    names, failure = by_all(look, checking)
     all_agree(failure)
     found = [(i, name) for i, part in enumerate(gathered(names)) for name in part]
     if not found:
         return None
     other, name = found[0]
     record = manifest.files[name]
-    if other != 0 and by_rank_0(lambda: is_whole(path, name, record, pulse.beat), pulse):
+    if other != 0 and by_rank_0(lambda: is_whole(path, name, record, checking), checking):
         raise on_all_ranks(
             RunError(
                 f"{path / name}: what was saved, as rank 0 reads it, and not as rank {other} does. "
@@ -233,9 +234,10 @@ def _refuse_disk(plan: RunPlan) -> None:
 
 
 def _load(
-    plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest, goes_on: GoesOn
+    plan: RunPlan, engine: Any, path: Path, manifest: CheckpointManifest, heartbeat: Heartbeat
 ) -> None:
-    goes_on(f"loading {path}")
+    loading = heartbeat.of_main_thread(f"loading {path}")
+    loading.beat()
     same_form = (manifest.world_size, manifest.zero_stage) == (
         world_size(),
         plan.template.zero_optimization.stage,
@@ -252,7 +254,7 @@ def _load(
         f"{path}: written by {manifest.world_size} ranks at ZeRO stage {manifest.zero_stage}; "
         f"loading it into {world_size()} at stage {plan.template.zero_optimization.stage}"
     )
-    load_elastic(engine, ParameterStates(path), lambda: goes_on(f"loading {path}"))
+    load_elastic(engine, ParameterStates(path), loading)
 
 
 def _cannot_cut_anew(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 
 def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -41,16 +43,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path, moved: Callable[[], None] = lambda: None) -> str:
+def sha256_of(path: Path, heartbeat: Heartbeat = UNHEARD) -> str:
     """The sha256 of a file, in hexadecimal.
 
     Args:
         path: of the file.
-        moved: called whenever a part of it is read.
+        heartbeat: of the reading; beats with each MiB.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         while n_bytes := file.readinto(buffer):
             digest.update(buffer[:n_bytes])
-            moved()
+            heartbeat.beat()
     return digest.hexdigest()

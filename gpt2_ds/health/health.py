@@ -70,7 +70,7 @@ class Health:
         return stop_reasons(self._stop)
 
     def mark(self, step: int, doing: str) -> None:
-        """This rank goes on: tell the watchdog with what."""
+        """Tell the watchdog where this rank is, and what comes now."""
         self._watchdog.mark(step, doing)
 
     def before_update(self, step: int, checkpoints: Checkpoints) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2_ds.config.errors import EXIT_RUN_FAILED
+from gpt2_ds.files.heartbeat import Heartbeat
 from gpt2_ds.health.peers import LivenessSocket, Peers
 from gpt2_ds.health.rank_status import (
     DUMPED,
@@ -125,11 +126,16 @@ class Watchdog:
         last = self._mark
         self._mark = (step, last[1] + 1 if last[0] == step else 1, doing, time.monotonic())
 
-    def goes_on(self, doing: str, behind: bool = False) -> None:
-        """As `mark`; said again it is no other point. Behind: others wait for it at the last."""
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Of long work, in which the main thread comes to no point that it could mark."""
+        return Heartbeat(self._mark_work)
+
+    def _mark_work(self, doing: str, alone: bool) -> None:
+        """As `mark`; the same words again are no other point, and work alone is one point back."""
         step, marks, before, _ = self._mark
-        moved = 0 if doing == before else -1 if behind else 1
-        self._mark = (step, marks + moved, doing, time.monotonic())
+        passed = 0 if doing == before else -1 if alone else 1
+        self._mark = (step, marks + passed, doing, time.monotonic())
 
     def what_happened(self, error: BaseException) -> str | None:
         """Which rank's end explains an error out of a collective; for the main thread.

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks
+from gpt2_ds.files.heartbeat import Heartbeat
 from gpt2_ds.files.trouble import file_trouble
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.process_group import host_group
@@ -19,33 +20,6 @@ from gpt2_ds.parallel.process_group import host_group
 Value = TypeVar("Value")
 
 _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.001, 0.1
-
-GoesOn = Callable[[str], None]
-"""Hears from a main thread that it gets on, and with what, to read behind "while"."""
-
-
-class Pulse:
-    """Tells a long work that gets on from one that hangs, to the thread that waits for it.
-
-    Args:
-        goes_on: hears a few times a second that the work gets on, or is done here and waits for
-            that of other ranks; nothing as long as it does not.
-        doing: what is done, on which file.
-    """
-
-    def __init__(self, goes_on: GoesOn = lambda doing: None, doing: str = "") -> None:
-        self._goes_on, self._doing = goes_on, doing
-        self._beats, self._told = 0, -1  # the first time, what is waited for is said
-
-    def beat(self) -> None:
-        """The work has come further. Called by the thread that does it."""
-        self._beats += 1
-
-    def tell(self, done: bool) -> None:
-        """Pass on what is to be told. Called by the thread that waits."""
-        if done or self._beats != self._told:
-            self._told = self._beats
-            self._goes_on(self._doing)
 
 
 def totals(values: list[float]) -> list[float]:
@@ -68,12 +42,12 @@ def gathered(value: Value) -> list[Value]:
     return found
 
 
-def by_rank_0(work: Callable[[], Value], pulse: Pulse | None = None) -> Value:
+def by_rank_0(work: Callable[[], Value], heartbeat: Heartbeat | None = None) -> Value:
     """What `work` gives on rank 0; its failure there ends every rank alike. Collective.
 
     Args:
         work: reads or writes what all ranks share; runs on rank 0 only.
-        pulse: set where it may take long, or wait for a disk.
+        heartbeat: of `work`, where it may take long, or wait for a disk; it then runs in a thread.
 
     Raises:
         UserError: rank 0 found a mistake of the user's.
@@ -81,10 +55,10 @@ def by_rank_0(work: Callable[[], Value], pulse: Pulse | None = None) -> Value:
     """
     box: list[Any] = [None, None, None]
     doing: Future[Value] | None = None
-    if pulse is not None:
+    if heartbeat is not None:
         if rank() == 0:
             doing = _in_a_thread(work)
-        until_all(lambda: doing is None or doing.done(), pulse)
+        until_all(lambda: doing is None or doing.done(), heartbeat)
     if rank() == 0:
         try:
             box[0] = work() if doing is None else doing.result()
@@ -107,15 +81,15 @@ def by_rank_0(work: Callable[[], Value], pulse: Pulse | None = None) -> Value:
     return result  # type: ignore[no-any-return]
 
 
-def by_all(work: Callable[[], Value], pulse: Pulse) -> Value:
+def by_all(work: Callable[[], Value], heartbeat: Heartbeat) -> Value:
     """What `work` gives on this rank, once it is done on all. Collective.
 
     Args:
         work: may take long; must not fail on some ranks alone.
-        pulse: beaten by `work`.
+        heartbeat: of `work`, which runs in a thread.
     """
     doing = _in_a_thread(work)
-    until_all(doing.done, pulse)
+    until_all(doing.done, heartbeat)
     return doing.result()
 
 
@@ -126,16 +100,16 @@ def _in_a_thread(work: Callable[[], Value]) -> Future[Value]:
     return doing
 
 
-def until_all(ready: Callable[[], bool], pulse: Pulse) -> None:
+def until_all(ready: Callable[[], bool], heartbeat: Heartbeat) -> None:
     """Wait until every rank is ready. Collective.
 
     Args:
         ready: whether this rank is.
-        pulse: of what this rank waits for.
+        heartbeat: of what this rank waits for.
     """
     delay = _FIRST_POLL_SECONDS
     while totals([ready()])[0] < world_size():
-        pulse.tell(ready())
+        heartbeat.report(ready())
         time.sleep(delay)
         delay = min(2 * delay, _POLL_SECONDS)
 

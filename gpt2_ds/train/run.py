@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, closing
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +22,11 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.data.order.skipped import SKIPPED_FILE, Ranges, read_skipped
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.data.reading.loader import TokenLoader
+from gpt2_ds.files.heartbeat import Heartbeat
 from gpt2_ds.health.health import Health
 from gpt2_ds.hosts.launcher import local_ranks, rank, world_size
 from gpt2_ds.model import GPT2Config
-from gpt2_ds.parallel.agreement import Pulse, by_rank_0, until_all
+from gpt2_ds.parallel.agreement import by_rank_0, until_all
 from gpt2_ds.parallel.engine import build_engine
 from gpt2_ds.record.ledger import Ledger
 from gpt2_ds.record.metrics import Metrics
@@ -75,12 +75,12 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = RESUME) -> int:
             metrics.go_on_after(start.step)
             if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
                 # The job before may have ended in its copy.
-                finish_copy(plan, start.step, job.watchdog.goes_on)
+                finish_copy(plan, start.step, job.watchdog.heartbeat)
                 return note_end(plan, start, ledger, "", owed=False)
             began = time.perf_counter()
             with ExitStack() as stack:
-                pulse = copying(plan, job.watchdog.goes_on)
-                uploader = _uploader(job, restored, pulse, stack)
+                sending = copying(plan, job.watchdog.heartbeat)
+                uploader = _uploader(job, restored, sending, stack)
                 run = build_run(job, engine, restored, skipped, metrics, ledger, stack, uploader)
                 end = train_steps(run, start)
                 owed = evaluation_owed(plan, metrics, end.step)
@@ -88,12 +88,12 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = RESUME) -> int:
                 if copied:
                     until_all(
                         lambda: job.stop.reason is not None or uploader is None or uploader.idle,
-                        pulse,
+                        sending,
                     )
                 reasons = run.health.stop_reasons()
                 owed |= copied and bool(reasons)
             if end.step == plan.last_step and not owed:
-                finish_copy(plan, end.step, job.watchdog.goes_on)
+                finish_copy(plan, end.step, job.watchdog.heartbeat)
             say(f"Trained for {timedelta(seconds=round(time.perf_counter() - began))}.")
             return note_end(plan, end, ledger, reasons, owed)
 
@@ -178,8 +178,7 @@ def build_run(
         probe_loss=lambda: probe_loss(engine, probe, job.device, job.document_eot),
         uploader=uploader,
     )
-    goes_on = job.watchdog.goes_on
-    checkpoints = Checkpoints(plan, engine, facts, goes_on, behind=partial(goes_on, behind=True))
+    checkpoints = Checkpoints(plan, engine, facts, job.watchdog.heartbeat)
     return Run(
         plan=plan,
         corpus=corpus,
@@ -221,19 +220,21 @@ def _restore(job: Job, engine: Any, *, strict: bool, until_step: int | None = No
         data_fingerprint=job.corpus.fingerprint,
         probe_loss=lambda tokens: probe_loss(engine, tokens, job.device, job.document_eot),
         strict=strict,
-        goes_on=job.watchdog.goes_on,
+        heartbeat=job.watchdog.heartbeat,
         until_step=until_step,
     )
     job.watchdog.mark(0, "beginning")
     return restored
 
 
-def _uploader(job: Job, restored: Restored, pulse: Pulse, stack: ExitStack) -> Uploader | None:
+def _uploader(
+    job: Job, restored: Restored, sending: Heartbeat, stack: ExitStack
+) -> Uploader | None:
     """Sends complete checkpoints on; on rank 0, where the recipe asks for copies."""
     plan = job.plan
     if rank() != 0 or plan.recipe.checkpoint.copy_to is None:
         return None
-    uploader = Uploader(remote_of(plan, pulse.beat))
+    uploader = Uploader(remote_of(plan, sending))
     stack.callback(uploader.close, _UPLOAD_SECONDS_AT_A_STOP)
     if restored.manifest is not None:  # the job before may have ended in its upload
         uploader.submit(plan.run_dir / "checkpoints" / step_name(restored.progress.step))

@@ -13,6 +13,7 @@ from gpt2_ds.checkpoint.copies import remote_of
 from gpt2_ds.checkpoint.manifest import MANIFEST, step_name
 from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.files.heartbeat import UNHEARD
 from tests.checkpoint.saved_files import flip, save
 from tests.small_run import small_plan
 
@@ -21,7 +22,7 @@ def found(plan: RunPlan, until_step: int | None = None) -> list[tuple[int, bool,
     """Step, whether it is a copy, whether its manifest is right."""
     return [
         (each.step, each.is_copy, each.manifest is not None)
-        for each in find_candidates(plan, until_step=until_step, moved=lambda: None)
+        for each in find_candidates(plan, until_step=until_step, heartbeat=UNHEARD)
     ]
 
 
@@ -48,7 +49,7 @@ def test_copies_that_cannot_be_asked_for(
 ) -> None:
     plan = with_copies(tmp_path, 9)
 
-    def broken(plan: RunPlan, moved: object) -> None:
+    def broken(plan: RunPlan, heartbeat: object) -> None:
         raise RunError("s3://b: no answer.")
 
     monkeypatch.setattr(candidates, "remote_of", broken)
@@ -69,7 +70,7 @@ def test_what_is_missing_here_is_said_though_this_disk_has_a_checkpoint(
     plan = with_copies(tmp_path, 9)
     save(plan.run_dir, 3)
 
-    def missing(plan: RunPlan, moved: object) -> None:
+    def missing(plan: RunPlan, heartbeat: object) -> None:
         raise user_error("checkpoint.copy_to: s3://b", "needs s3fs", "pip install s3fs.")
 
     monkeypatch.setattr(candidates, "remote_of", missing)

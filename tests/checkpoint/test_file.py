@@ -12,6 +12,7 @@ import torch
 
 from gpt2_ds.checkpoint import file as checkpoint_file
 from gpt2_ds.checkpoint.file import save_state, trouble
+from gpt2_ds.files.heartbeat import Heartbeat
 
 MOST_BYTES = 1000  # that the system takes at once here; Linux: 0x7ffff000
 
@@ -21,8 +22,9 @@ def test_a_tensor_larger_than_one_write_is_whole(
 ) -> None:
     """The system writes part of what it is given, as Linux does beyond 2 GiB."""
     tensor, beats, write = torch.arange(5000), [], os.write
+    heartbeat = Heartbeat(lambda doing, alone: beats.append(doing)).of_main_thread("")
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:MOST_BYTES]))
-    save_state({"x": tensor}, tmp_path / "a.pt", lambda: beats.append(1))
+    save_state({"x": tensor}, tmp_path / "a.pt", heartbeat)
     assert torch.equal(torch.load(tmp_path / "a.pt")["x"], tensor)
     assert len(beats) > 40  # 40,000 bytes: every part was told of
 

@@ -23,6 +23,7 @@ from gpt2_ds.checkpoint.manifest import (
     step_name,
 )
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.heartbeat import Heartbeat
 from tests.checkpoint.saved_files import FILES, flip, manifest_of, save
 
 # As the first version of this project wrote it, whole.
@@ -236,9 +237,10 @@ def test_a_folder_that_cannot_be_read_does_not_look_empty(
 
 def test_hashing_says_how_far_it_is(tmp_path: Path) -> None:
     path, parts = save(tmp_path, 1, {"a": bytes(3_500_000), "b": b"x"}), []
-    damaged_files(path, manifest_of(1, {}), moved=lambda: parts.append(1))
+    heartbeat = Heartbeat(lambda doing, alone: parts.append(1)).of_main_thread("")
+    damaged_files(path, manifest_of(1, {}), heartbeat=heartbeat)
     assert parts == []
-    damaged_files(path, complete_checkpoints(tmp_path)[0][1], moved=lambda: parts.append(1))
+    damaged_files(path, complete_checkpoints(tmp_path)[0][1], heartbeat=heartbeat)
     assert len(parts) == 5  # of a MiB each; of the small one, one
 
 

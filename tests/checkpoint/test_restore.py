@@ -227,12 +227,12 @@ def another_host_sees_less(data: Path, folder: Path) -> dict[str, str]:
     error: OSError | None = None
     whole = checkpoint_manifest.hash_file
 
-    def other(path: Path, moved: Any) -> Any:
+    def other(path: Path, heartbeat: Any) -> Any:
         if path.name == "random_rank_00001.pt" and rank() == 1:
             if error is not None:
                 raise error
             return None
-        return whole(path, moved)
+        return whole(path, heartbeat)
 
     checkpoint_manifest.hash_file = other
     for name, error in (("less", None), ("none", OSError(116, "Stale file handle"))):  # noqa: B007

@@ -248,9 +248,9 @@ def test_the_same_words_again_are_no_other_point() -> None:
     places = []
     for say in (
         lambda: watchdog.mark(7, "saving"),
-        lambda: watchdog.goes_on("writing a"),
-        lambda: watchdog.goes_on("writing a"),
-        lambda: watchdog.goes_on("writing b"),
+        watchdog.heartbeat.of_main_thread("writing a").beat,
+        watchdog.heartbeat.of_main_thread("writing a").beat,
+        watchdog.heartbeat.of_main_thread("writing b").beat,
         lambda: watchdog.mark(7, "writing b"),
     ):
         before = watchdog._mark[3]
@@ -271,13 +271,13 @@ def test_a_rank_is_behind_while_it_works_alone() -> None:
     watchdog = Watchdog.__new__(Watchdog)
     watchdog._mark = (7, 4, "saving", 0.0)
     places = []
-    for doing, behind in (
+    for doing, alone in (
         ("a", True),
         ("a", True),
         ("saving", False),
         ("b", True),
         ("saving", False),
     ):
-        watchdog.goes_on(f"writing {doing}" if behind else doing, behind=behind)
+        watchdog.heartbeat.of_main_thread(doing, alone=alone).beat()
         places.append(watchdog._mark[:2])
     assert places == [(7, 3), (7, 3), (7, 4), (7, 3), (7, 4)]

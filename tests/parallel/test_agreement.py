@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
-from gpt2_ds.parallel.agreement import Pulse, by_rank_0
+from gpt2_ds.files.heartbeat import Heartbeat
+from gpt2_ds.parallel.agreement import by_rank_0
 from tests.ranks import run_ranks
 
 
@@ -71,23 +72,23 @@ def long_works() -> dict[str, object]:
     heard: list[tuple[float, str]] = []
     began, ended = time.monotonic(), math.inf
 
-    def goes_on(doing: str) -> None:
+    def hear(doing: str, alone: bool) -> None:
         heard.append((time.monotonic() - began, doing))
 
     def work() -> int:
         nonlocal ended
         for _ in range(10):
             time.sleep(0.1)
-            pulse.beat()
+            copying.beat()
         time.sleep(1.0)
         ended = time.monotonic() - began
         return rank()
 
     found: dict[str, object] = {}
-    pulse = Pulse(goes_on, "copying x")
+    copying = Heartbeat(hear, "copying x")
     for name, call in (
-        ("rank 0", lambda: by_rank_0(work, pulse)),
-        ("all", lambda: by_all(work if rank() == 0 else rank, pulse)),
+        ("rank 0", lambda: by_rank_0(work, copying)),
+        ("all", lambda: by_all(work if rank() == 0 else rank, copying)),
     ):
         heard.clear()
         ended = math.inf
@@ -102,7 +103,7 @@ def long_works() -> dict[str, object]:
         raise RunError("no")
 
     try:
-        by_rank_0(failing, pulse)
+        by_rank_0(failing, copying)
     except RunError as error:
         found["failed"] = str(error)
     return found

@@ -18,6 +18,7 @@ from gpt2_ds.data.format.shards import NO_TOKENIZER
 from gpt2_ds.data.format.split import Split
 from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.format.verify import verify_shard
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 TOKENIZER_DIRECTORY = "tokenizer"
 _RESTORE = "Restore the dataset from where it came from, or prepare it again."
@@ -104,22 +105,20 @@ class Dataset:
             )
         return Split(name, entries, self.manifest.dtype, self._locate)
 
-    def verify(
-        self, part: int = 0, parts: int = 1, shard_done: Callable[[], None] = lambda: None
-    ) -> None:
+    def verify(self, part: int = 0, parts: int = 1, heartbeat: Heartbeat = UNHEARD) -> None:
         """Read every `parts`-th shard from the `part`-th on, and compare it with the manifest.
 
         Args:
             part: 0..parts-1; the ranks of a run share the work by rank and world size.
             parts: how many share it.
-            shard_done: called after each shard.
+            heartbeat: beats after each shard.
 
         Raises:
             UserError: a shard is not what was written, or its index does not fit it.
         """
         for entry in self.manifest.shards[part::parts]:
             verify_shard(self._locate(entry), entry, n_vocab=self.tokenizer.n_vocab)
-            shard_done()
+            heartbeat.beat()
 
 
 def _check_header(directory: Path, manifest: Manifest, entry: ShardEntry) -> None:

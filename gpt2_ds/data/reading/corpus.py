@@ -19,6 +19,7 @@ from gpt2_ds.data.order.mixture import Mixture, Phase
 from gpt2_ds.data.order.samples import Samples
 from gpt2_ds.data.reading.cache import ShardCache
 from gpt2_ds.data.reading.streaming import open_streamed
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import RemoteFolder, is_remote
 from gpt2_ds.hosts.launcher import world_size
 
@@ -85,20 +86,20 @@ class Corpus:
         named = [[name, dataset.fingerprint] for name, dataset in self.datasets.items()]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
-    def verify(self, part: int, parts: int, shard_done: Callable[[], None] = lambda: None) -> None:
+    def verify(self, part: int, parts: int, heartbeat: Heartbeat = UNHEARD) -> None:
         """Compare the shards on this machine with their manifests; streamed ones are when fetched.
 
         Args:
             part: 0..parts-1; the ranks of a run share the work.
             parts: how many share it.
-            shard_done: called after each shard.
+            heartbeat: beats after each shard.
 
         Raises:
             UserError: a shard is not what was written.
         """
         for name, dataset in self.datasets.items():
             if name not in self.remotes:
-                dataset.verify(part, parts, shard_done)
+                dataset.verify(part, parts, heartbeat)
 
     def samples(self, seed: int, skipped: Sequence[tuple[int, int]] = ()) -> Samples:
         """The training samples by number, in the order that the seed gives.

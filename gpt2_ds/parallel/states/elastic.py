@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import deepspeed.comm as dist
@@ -12,6 +11,7 @@ from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_
 from torch import Tensor, nn
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.parallel.engine import whole_shape
 from gpt2_ds.parallel.states.parameter_layouts import MOMENTS, Key
 from gpt2_ds.parallel.states.parameter_states import ParameterStates
@@ -20,7 +20,7 @@ _KEYS: tuple[Key, ...] = ("weight", *MOMENTS)
 
 
 def load_elastic(
-    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None] = lambda: None
+    engine: DeepSpeedEngine, states: ParameterStates, heartbeat: Heartbeat = UNHEARD
 ) -> None:
     """Put a freshly built engine where the run was that wrote the checkpoint. Collective.
 
@@ -31,7 +31,7 @@ def load_elastic(
     Args:
         engine: of any stage and number of ranks; `gpt2_ds.parallel.engine.build_engine` made it.
         states: of the checkpoint.
-        moved: called after each parameter.
+        heartbeat: of the main thread; beats after each parameter.
 
     Raises:
         RunError: the checkpoint is of another model, or the engine's template offloads in a way
@@ -42,26 +42,24 @@ def load_elastic(
     stage = engine.zero_optimization_stage()
     fill = {0: _fill_replicas, 3: _fill_cut_parameters}.get(stage, _fill_cut_groups)
     with torch.no_grad():
-        fill(engine, states, moved)
+        fill(engine, states, heartbeat)
     if states.loss_scaler is not None and engine.fp16_enabled():
         vars(engine.optimizer.loss_scaler).update(states.loss_scaler)
     for counter, value in states.counters.items():
         setattr(engine, counter, value)
 
 
-def _fill_replicas(
-    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None]
-) -> None:
+def _fill_replicas(engine: DeepSpeedEngine, states: ParameterStates, heartbeat: Heartbeat) -> None:
     """Stage 0: every rank holds everything."""
     for name, parameter in engine.module.named_parameters():
         kept = _adam_state(engine, parameter, states) | {"weight": parameter}
         for key in _KEYS:
             kept[key].copy_(states.part(name, key, 0, parameter.numel()).view(parameter.shape))
-        moved()
+        heartbeat.beat()
 
 
 def _fill_cut_groups(
-    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None]
+    engine: DeepSpeedEngine, states: ParameterStates, heartbeat: Heartbeat
 ) -> None:
     """Stages 1 and 2: a rank keeps part of the row of each group, which holds some parameters."""
     groups = engine.basic_optimizer.param_groups
@@ -76,12 +74,12 @@ def _fill_cut_groups(
                 for key in _KEYS:
                     kept[key][start:stop] = states.part(name, key, start - offset, stop - offset)
             offset += shape.numel()
-            moved()
+            heartbeat.beat()
     engine.optimizer.update_lp_params()
 
 
 def _fill_cut_parameters(
-    engine: DeepSpeedEngine, states: ParameterStates, moved: Callable[[], None]
+    engine: DeepSpeedEngine, states: ParameterStates, heartbeat: Heartbeat
 ) -> None:
     """Stage 3: a rank keeps an equal part of each parameter; the last parts are padded."""
     optimizer = engine.optimizer
@@ -99,7 +97,7 @@ def _fill_cut_parameters(
                 safe_set_local_fp32_param(parameter, part)
             else:
                 safe_set_local_optimizer_state(parameter, part, key)
-        moved()
+        heartbeat.beat()
     for sub_group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)  # as after an update
     optimizer.checkpoint_event_epilogue()

@@ -15,7 +15,7 @@ from gpt2_ds.health.health import stop_reasons
 from gpt2_ds.health.stop_request import StopRequest
 from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import local_ranks, nodes, rank, world_size
-from gpt2_ds.parallel.agreement import Pulse, gathered, until_all
+from gpt2_ds.parallel.agreement import gathered, until_all
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.process_group import device_title, local_device, supports
 from gpt2_ds.preflight.fast import fast_checks
@@ -60,11 +60,11 @@ def verify_together(corpus: Corpus, watchdog: Watchdog, stop: StopRequest) -> No
         UserError: a shard is damaged, or the ranks see different datasets at one path.
     """
     faults: tuple[Fault, ...] = ()
-    pulse = Pulse(watchdog.goes_on, "checking data")
+    checking = watchdog.heartbeat.during("checking data")
     verifying = ThreadPoolExecutor(1, "verify").submit(
-        corpus.verify, rank(), world_size(), pulse.beat
+        corpus.verify, rank(), world_size(), checking
     )
-    until_all(lambda: verifying.done() or stop.reason is not None, pulse)
+    until_all(lambda: verifying.done() or stop.reason is not None, checking)
     try:
         if verifying.done():
             verifying.result()

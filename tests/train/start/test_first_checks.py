@@ -32,12 +32,12 @@ from tests.small_run import small_corpus, small_plan
 
 run_dir, data = Path(sys.argv[1]), Path(sys.argv[3])
 
-def verify(self, part, parts, shard_done):
+def verify(self, part, parts, heartbeat):
     (run_dir / f"rank{rank()}").write_text(str(os.getpid()))
     readable, _, ends = sys.argv[4].partition(" ")
     for _ in range(int(readable)):
         time.sleep(1)
-        shard_done()
+        heartbeat.beat()
     if str(rank()) != ends:
         time.sleep(600)
 
