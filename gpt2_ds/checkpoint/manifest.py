@@ -48,7 +48,7 @@ class CheckpointManifest(BaseModel):
         skipped_samples: ranges [first, end) of samples that were left out on request.
         skipped_updates: updates left out since the start, their loss or gradient being no number.
         created: when, UTC, ISO 8601.
-        sha256: of the text of the manifest with this field empty; empty in old ones.
+        sha256: of the text of the manifest with this field empty; `seal` puts it in.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -62,11 +62,11 @@ class CheckpointManifest(BaseModel):
     data_fingerprint: str
     versions: dict[str, str]
     files: dict[str, FileRecord]
-    layout: str = ""
-    probe_loss: float | None = None
-    skipped_samples: list[tuple[int, int]] = []
-    skipped_updates: int = 0
-    created: str = ""
+    layout: str
+    probe_loss: float
+    skipped_samples: list[tuple[int, int]]
+    skipped_updates: int
+    created: str
     sha256: str = ""
 
 
@@ -116,14 +116,14 @@ def _unreadable(path: Path, error: OSError) -> RunError:
 
 
 def parse_manifest(raw: bytes) -> CheckpointManifest | None:
-    """The manifest that all bytes of a file are; None when they are damaged."""
+    """The manifest that all bytes of a file are; None when they are damaged, or were not sealed."""
     try:
         manifest = CheckpointManifest.model_validate_json(raw)
     except ValidationError:
         return None
     sealed = f'{_NOT_SEALED[:-1]}{manifest.sha256}"'.encode()
     hashed = hashlib.sha256(raw.replace(sealed, _NOT_SEALED.encode())).hexdigest()
-    return manifest if manifest.sha256 in ("", hashed) else None
+    return manifest if manifest.sha256 == hashed else None
 
 
 def damaged_files(

@@ -111,9 +111,8 @@ def load_newest(
             continue
         _check_together(plan, path, manifest, data_fingerprint)
         _load(plan, engine, path, manifest, heartbeat)
-        if manifest.probe_loss is not None:
-            tokens = np.load(path / PROBE_FILE, allow_pickle=False)
-            check_probe(path, manifest.probe_loss, probe_loss(tokens))
+        tokens = np.load(path / PROBE_FILE, allow_pickle=False)
+        check_probe(path, manifest.probe_loss, probe_loss(tokens))
         _load_random_states(plan, path, manifest)
         if not looking:
             newer = {each.folder for each in candidates if each.step > candidate.step}
@@ -242,7 +241,7 @@ def _load(
         world_size(),
         plan.template.zero_optimization.stage,
     )
-    same_layout = manifest.layout in ("", layout_of(plan, engine))
+    same_layout = manifest.layout == layout_of(plan, engine)
     if plan.recipe.optimizer.name == "muon" and not (same_form and same_layout):
         raise _cannot_cut_anew(plan, path, manifest, layout_of(plan, engine))
     if same_form and same_layout:
@@ -262,7 +261,7 @@ def _cannot_cut_anew(
 ) -> UserError:
     """Muon's momentum lies otherwise at each stage, and `load_elastic` reads Adam's state alone."""
     stage = manifest.zero_stage
-    there, here = json.loads(manifest.layout or "{}"), json.loads(layout)
+    there, here = json.loads(manifest.layout), json.loads(layout)
     before, now = there.get("zero_optimization", {}), here["zero_optimization"]
     names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     other = f" and another {', '.join(names)}" if names and stage == now["stage"] else ""

@@ -39,6 +39,11 @@ def manifest_of(step: int, files: dict[str, FileRecord], **more: Any) -> Checkpo
         data_fingerprint="d" * 64,
         versions={"torch": "2"},
         files=files,
+        layout="{}",
+        probe_loss=1.0,
+        skipped_samples=[],
+        skipped_updates=0,
+        created="",
     ).model_copy(update=more)
 
 

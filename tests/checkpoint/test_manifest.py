@@ -26,19 +26,6 @@ from gpt2_ds.config.errors import RunError
 from gpt2_ds.files.heartbeat import Heartbeat
 from tests.checkpoint.saved_files import FILES, flip, manifest_of, save
 
-# As the first version of this project wrote it, whole.
-OLD = """{"step": 12, "samples_seen": 96, "tokens_seen": 3072, "world_size": 2, "zero_stage": 3,
-"dtype": "bf16", "recipe_fingerprint": "ab", "data_fingerprint": "cd", "versions": {"torch": "2"},
-"files": {"a.pt": {"bytes": 3, "sha256": "ef"}}}"""
-
-
-def test_an_old_manifest_still_reads() -> None:
-    manifest = parse_manifest(OLD.encode())
-    assert manifest is not None
-    assert (manifest.step, manifest.files["a.pt"].bytes) == (12, 3)
-    assert (manifest.layout, manifest.probe_loss, manifest.created) == ("", None, "")
-    assert (manifest.skipped_samples, manifest.skipped_updates, manifest.sha256) == ([], 0, "")
-
 
 def full_manifest() -> CheckpointManifest:
     more = {
@@ -73,6 +60,19 @@ def test_any_flipped_bit_of_a_manifest_is_found() -> None:
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_cut_manifest_is_found(cut: int) -> None:
     assert parse_manifest(seal(full_manifest()).encode()[:cut]) is None
+
+
+@pytest.mark.parametrize("seal_of", [{"sha256": ""}, {}, {"sha256": None}])
+def test_a_manifest_without_a_seal_is_damaged(tmp_path: Path, seal_of: dict[str, object]) -> None:
+    """Otherwise whoever blanks the seal may change what it protects."""
+    path = save(tmp_path, 1)
+    flip(path / "a.pt")
+    said = json.loads((path / MANIFEST).read_text())
+    said["files"]["a.pt"] = hash_file(path / "a.pt").model_dump()
+    del said["sha256"]
+    (path / MANIFEST).write_text(json.dumps(said | seal_of, indent=2) + "\n")
+    assert read_manifest(path) is None
+    assert step_folders(tmp_path) == [(path, None)]
 
 
 def steps(run_dir: Path) -> list[int]:

@@ -85,7 +85,6 @@ def damaged_in_every_way(
         by_rank_0(do)
         manifest = read_manifest(whole / (BEFORE if named else NEWEST))
         assert manifest is not None
-        assert manifest.probe_loss is not None
         probe = manifest.probe_loss
         step, said = loaded(plan, engine, corpus.fingerprint, strict)
         expected = (-1 if strict else 3) if named else 6

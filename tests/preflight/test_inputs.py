@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.checkpoint.manifest import MANIFEST, CheckpointManifest, step_name
+from gpt2_ds.checkpoint.manifest import MANIFEST, seal, step_name
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.recipe_file import dump_recipe
@@ -18,6 +18,7 @@ from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.preflight.inputs import open_inputs
+from tests.checkpoint.saved_files import manifest_of
 from tests.conftest import REPOSITORY
 from tests.small_run import SETTINGS, small_dataset, small_plan
 
@@ -128,19 +129,16 @@ def begun(plan: RunPlan, *, data_fingerprint: str, world_size: int = 1) -> None:
     path = plan.run_dir / "checkpoints" / step_name(3)
     path.mkdir(parents=True)
     (plan.run_dir / "recipe.yaml").write_text(dump_recipe(plan.recipe))
-    manifest = CheckpointManifest(
-        step=3,
-        samples_seen=24,
-        tokens_seen=768,
+    manifest = manifest_of(
+        3,
+        {},
         world_size=world_size,
         zero_stage=0,
         dtype="fp32",
         recipe_fingerprint=fingerprint(plan.recipe, 768),
         data_fingerprint=data_fingerprint,
-        versions={},
-        files={},
     )
-    (path / MANIFEST).write_text(manifest.model_dump_json())
+    (path / MANIFEST).write_text(seal(manifest))
 
 
 def test_another_run_is_in_the_folder(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
-    CheckpointManifest,
     hash_file,
     seal,
     step_name,
@@ -27,6 +26,7 @@ from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.model import GPT2Config
 from gpt2_ds.parallel.states import pickles
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names, unknown_globals
+from tests.checkpoint.saved_files import manifest_of
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
 from tests.small_run import small_plan
@@ -212,18 +212,7 @@ def test_generate_runs_no_payload(saved: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 
     def generate() -> subprocess.CompletedProcess[str]:
-        manifest = CheckpointManifest(
-            step=4,
-            samples_seen=32,
-            tokens_seen=1024,
-            world_size=1,
-            zero_stage=0,
-            dtype="fp32",
-            recipe_fingerprint="",
-            data_fingerprint="",
-            versions={},
-            files={"mp_rank_00_model_states.pt": hash_file(file)},
-        )
+        manifest = manifest_of(4, {file.name: hash_file(file)}, world_size=1, zero_stage=0)
         (checkpoint / MANIFEST).write_text(seal(manifest))
         words = ["--run", str(plan.run_dir), "--prompt", "x", "--max-new-tokens", "2"]
         command = [sys.executable, str(REPOSITORY / "launch/generate.py"), *words]
