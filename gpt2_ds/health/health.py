@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2_ds.checkpoint.checkpoint import Checkpoints
 from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.health.loss_watch import LossWatch, logged_steps
@@ -73,35 +72,37 @@ class Health:
         """Tell the watchdog where this rank is, and what comes now."""
         self._watchdog.mark(step, doing)
 
-    def before_update(self, step: int, checkpoints: Checkpoints) -> None:
+    def before_update(self, step: int) -> None:
         """Compare replicas when it is time to, as the forward has used them. Collective.
 
         Raises:
-            RunError: a rank's weights are not those of the others; what was saved is complete.
+            RunError: a rank's weights are not those of the others.
         """
         self.mark(step, "updating")
         if self._replicas_due(step - 1) and not self._first:
-            self._compare(step, checkpoints)
+            self._compare(step)
 
-    def before_save(self, step: int, checkpoints: Checkpoints) -> None:
+    def before_save(self, step: int) -> None:
         """Compare replicas: what is saved must be what all ranks hold. Collective.
 
         Raises:
-            RunError: a rank's weights are not those of the others; what was saved is complete.
+            RunError: a rank's weights are not those of the others.
         """
         self.mark(step, "saving")
         if self._plan.recipe.health.replica_check_interval_steps > 0:
-            self._compare(step, checkpoints)
+            self._compare(step)
 
-    def _compare(self, step: int, checkpoints: Checkpoints) -> None:
+    def _compare(self, step: int) -> None:
         if found := self._replicas.check():
             for sentence in found:
                 self._note("replica", step, sentence)
-            error = RunError(
-                f"{self._plan.run_dir}: {'; '.join(found)}. Its memory or its device may be "
-                "faulty: leave that host out. The same command goes on from the last checkpoint."
+            raise on_all_ranks(
+                RunError(
+                    f"{self._plan.run_dir}: {'; '.join(found)}. Its memory or its device may be "
+                    "faulty: leave that host out. The same command goes on from the last "
+                    "checkpoint."
+                )
             )
-            raise _once_written(checkpoints, error)  # its weights were compared before
 
     def after_step(self, step: int) -> None:
         """Look for slow ranks, at the same steps on all of them. Collective.
@@ -120,14 +121,7 @@ class Health:
                 say(f"warning: {sentence}")
                 self._note("slow_rank", step, sentence)
 
-    def look_at(
-        self,
-        step: int,
-        loss: float,
-        update: Update,
-        samples: tuple[int, int],
-        checkpoints: Checkpoints,
-    ) -> None:
+    def look_at(self, step: int, loss: float, update: Update, samples: tuple[int, int]) -> None:
         """Write down a step whose update was skipped, and a loss that jumped. Collective.
 
         Args:
@@ -137,7 +131,7 @@ class Health:
             samples: that it was trained on, [first, end).
 
         Raises:
-            RunError: too many updates in a row were left out; what was saved is complete.
+            RunError: too many updates in a row were left out.
         """
         first, end = samples
         batch = f"samples {first}:{end}"
@@ -146,11 +140,7 @@ class Health:
             reason = f"loss {loss}, gradient norm {norm}; {batch}; the update was left out"
             say(f"warning: step {step}: {reason}")
             self._note("skip_update", step, reason)
-        try:
-            spikes = self._losses.observe(step, loss, not update.faulty)
-        except RunError as error:
-            raise _once_written(checkpoints, error) from None
-        for sentence in spikes:
+        for sentence in self._losses.observe(step, loss, not update.faulty):
             say(f"warning: {sentence}; {batch}")
             self._note("loss_spike", step, f"{sentence}; {batch}")
 
@@ -162,15 +152,3 @@ class Health:
         samples_seen = self._plan.derived.batches.samples_after(step)
         tokens = samples_seen * self._plan.recipe.data.seq_length
         self._ledger.write(event, step=step, tokens_seen=tokens, reason=reason)
-
-
-def _once_written(checkpoints: Checkpoints, error: RunError) -> RunError:
-    """An error that every rank has come to, after what is being written has become complete.
-
-    Collective. Where that fails as well, it says both.
-    """
-    try:
-        checkpoints.finish()
-    except RunError as another:
-        error = RunError(f"{error}\n{another}")
-    return on_all_ranks(error)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.recipe import HealthSection
 
 WINDOW_STEPS = 100
@@ -64,7 +64,7 @@ class LossWatch:
         if not applied:
             self._left_out.append(step)
             if len(self._left_out) >= self._health.max_skipped_updates:
-                raise RunError(_gave_up(self._left_out, loss))
+                raise on_all_ranks(RunError(_gave_up(self._left_out, loss)))
             return []
         self._left_out.clear()
         sentence = self._spike(step, loss)

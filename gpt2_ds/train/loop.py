@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from gpt2_ds.checkpoint.checkpoint import Progress
+from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress
+from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.evaluation.loss import window_loss
 from gpt2_ds.hosts.launcher import world_size
@@ -26,43 +29,68 @@ def train_steps(run: Run, start: Progress) -> Progress:
     """Take every step from `start` to the plan's last one, or until some rank is asked to stop.
 
     Validates, logs and saves on the way; what it returns is saved.
+
+    Raises:
+        RunError: the run failed. Where all ranks say so, what was being saved is complete, or the
+            error says why not as well.
     """
     plan, recipe, metrics = run.plan, run.plan.recipe, run.metrics
     progress, stop, saved_step = start, False, start.step
-    if evaluation_owed(plan, metrics, start.step):
-        stop = evaluate(run, start)
-    while progress.step < plan.last_step and not stop:
-        step = progress.step + 1
-        taken = take_step(run, progress)
-        skipped = progress.skipped_updates + taken.update.faulty
-        before = progress
-        progress = Progress(step, plan.derived.batches.samples_after(step), skipped)
-        metrics.step_done()
-        if step == start.step + 1:
-            say(start_up_words())
-        stop = taken.stop
+    with _saved_before_the_end(run.checkpoints):
+        if evaluation_owed(plan, metrics, start.step):
+            stop = evaluate(run, start)
+        while progress.step < plan.last_step and not stop:
+            step = progress.step + 1
+            taken = take_step(run, progress)
+            skipped = progress.skipped_updates + taken.update.faulty
+            before = progress
+            progress = Progress(step, plan.derived.batches.samples_after(step), skipped)
+            metrics.step_done()
+            if step == start.step + 1:
+                say(start_up_words())
+            stop = taken.stop
 
-        save_due = stop or step == plan.last_step or step % recipe.checkpoint.interval_steps == 0
-        evaluate_now = evaluation_due(plan, step) and not stop
-        log_due = save_due or evaluate_now or step % recipe.logging.interval_steps == 0
-        log_due |= step == start.step + 1  # which compiles and fills caches
-        if log_due:
-            sources = run.samples.tokens_by_source(progress.samples_seen)
-            norm = taken.update.gradient_norm
-            metrics.log_step(step, taken.loss, taken.learning_rate, norm, sources, skipped)
-        with metrics.aside():
-            samples = run.samples.numbers(before.samples_seen, progress.samples_seen)
-            run.health.look_at(step, taken.loss, taken.update, samples, run.checkpoints)
-            if save_due:
-                save(run, progress)
-                saved_step = step
-            if evaluate_now:
-                stop = evaluate(run, progress)
-    if saved_step < progress.step:  # asked to stop while it validated
-        save(run, progress)
-    run.health.mark(progress.step, "saving")
-    run.checkpoints.finish()
+            save_due = (
+                stop or step == plan.last_step or step % recipe.checkpoint.interval_steps == 0
+            )
+            evaluate_now = evaluation_due(plan, step) and not stop
+            log_due = save_due or evaluate_now or step % recipe.logging.interval_steps == 0
+            log_due |= step == start.step + 1  # which compiles and fills caches
+            if log_due:
+                sources = run.samples.tokens_by_source(progress.samples_seen)
+                norm = taken.update.gradient_norm
+                metrics.log_step(step, taken.loss, taken.learning_rate, norm, sources, skipped)
+            with metrics.aside():
+                samples = run.samples.numbers(before.samples_seen, progress.samples_seen)
+                run.health.look_at(step, taken.loss, taken.update, samples)
+                if save_due:
+                    save(run, progress)
+                    saved_step = step
+                if evaluate_now:
+                    stop = evaluate(run, progress)
+        if saved_step < progress.step:  # asked to stop while it validated
+            save(run, progress)
+        run.health.mark(progress.step, "saving")
+        run.checkpoints.finish()
     return progress
+
+
+@contextmanager
+def _saved_before_the_end(checkpoints: Checkpoints) -> Iterator[None]:
+    """Let what is being written become complete before an error of all ranks ends the run.
+
+    It is sound whatever the error says of the weights now: the ranks compared it before.
+    """
+    try:
+        yield
+    except RunError as error:
+        if not error.said_by_rank_0:  # the other ranks are elsewhere: no collective would end
+            raise
+        try:
+            checkpoints.finish()
+        except RunError as in_saving:
+            raise on_all_ranks(RunError(f"{error}\n{in_saving}")) from None
+        raise
 
 
 def take_step(run: StepContext, done: Progress) -> Step:
@@ -101,7 +129,7 @@ def take_step(run: StepContext, done: Progress) -> Step:
             own_loss if math.isfinite(own_loss) else 0.0,
         ]
     )
-    health.before_update(step, run.checkpoints)
+    health.before_update(step)
     with health.compute_time.together():
         update = apply_update(engine, leave_out=broken > 0)
     health.after_step(step)
@@ -112,7 +140,7 @@ def take_step(run: StepContext, done: Progress) -> Step:
 
 def save(run: Run, progress: Progress) -> None:
     """Begin to save; what is saved is what all ranks hold."""
-    run.health.before_save(progress.step, run.checkpoints)
+    run.health.before_save(progress.step)
     run.checkpoints.begin(progress)
 
 
