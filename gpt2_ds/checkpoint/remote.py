@@ -198,14 +198,13 @@ def _how(n_bytes: int | None, record: FileRecord) -> str:
 class Uploader:
     """Uploads in a thread of its own, one checkpoint at a time; the newest waits, older ones go.
 
-    A failure is said once and kept in `failure`; training goes on.
+    A failure is said; training goes on.
 
     Args:
         remote: where the copies go.
     """
 
     def __init__(self, remote: RemoteCheckpoints) -> None:
-        self.failure: str | None = None  # of the last upload; None: it is complete
         self._remote = remote
         self._change = threading.Condition()
         self._busy: Path | None = None
@@ -248,12 +247,11 @@ class Uploader:
         self._thread.join(wait_seconds)
         if self._thread.is_alive():
             self._remote.files.stop.set()
-            self.failure = "the run ended before the copy was complete"
             warn(f"{self._remote.files.address}: the copy of the newest checkpoint is not complete")
 
     def _work(self) -> None:
         while (checkpoint := self._next()) is not None:
-            self.failure = self._try(checkpoint)
+            self._try(checkpoint)
             with self._change:
                 self._busy = None
 
@@ -263,14 +261,12 @@ class Uploader:
             self._busy, self._waiting = self._waiting, None
             return self._busy
 
-    def _try(self, checkpoint: Path) -> str | None:
+    def _try(self, checkpoint: Path) -> None:
         try:
             self._remote.upload(checkpoint)
             if self._gone:
                 self._remote.prune(set(self._remote.complete()) - self._gone)
         except Stopped:
-            return "the run ended before the copy was complete"
+            return  # `close` has said it
         except Exception as error:  # whatever it is, it must be seen
             warn(f"{error} There is no copy of {checkpoint.name}; training goes on.")
-            return str(error)
-        return None

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gpt2_ds.health.rank_status import Finding, RankProcess, Status, find_end
+from gpt2_ds.health.rank_status import Diagnosis, RankProcess, Status, find_end
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.hosts.network_device import address_towards
 
@@ -103,7 +103,7 @@ class Peers:
         self._misses: dict[str, int] = {}
         self._usable: bool | None = None
 
-    def find(self, silent_seconds: list[float], statuses: list[Status]) -> Finding | None:
+    def find(self, silent_seconds: list[float], statuses: list[Status]) -> Diagnosis | None:
         """The ranks that died, or whose machine no longer answers.
 
         Args:
@@ -179,7 +179,7 @@ class Peers:
             return dict(zip(ranks, answers, strict=True))
 
 
-def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) -> Finding:
+def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) -> Diagnosis:
     """The machines that no longer answer, with their ranks."""
     hosts: dict[str, list[int]] = {}
     for one in gone:
@@ -189,7 +189,7 @@ def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) ->
         f"not answer any more, since {statuses[here[0]].where}"
         for host, here in hosts.items()
     )
-    return Finding(
+    return Diagnosis(
         "dead",
         [one.rank for one in gone],
         f"{said}. Nothing was heard for {seconds:.0f} s: the machine died, or the network to it is "

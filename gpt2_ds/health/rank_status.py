@@ -91,8 +91,8 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found out; the end of the job.
+class Diagnosis:
+    """Which ranks ended or hang, and how; the end of the job.
 
     Args:
         kind: a process is dead, a rank left by an error of its own, or something hangs.
@@ -109,7 +109,7 @@ class Finding:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Finding:
+    def from_json(cls, text: str | bytes) -> Diagnosis:
         """As it was published."""
         return cls(**json.loads(text))
 
@@ -123,7 +123,7 @@ def _advice(ranks: list[RankProcess]) -> str:
     )
 
 
-def find_end(ranks: list[RankProcess], statuses: list[Status]) -> Finding | None:
+def find_end(ranks: list[RankProcess], statuses: list[Status]) -> Diagnosis | None:
     """A rank that ended before its time: it died, or left by an error.
 
     Args:
@@ -136,11 +136,13 @@ def find_end(ranks: list[RankProcess], statuses: list[Status]) -> Finding | None
         said = "; ".join(
             f"{one} was killed or died in {statuses[one.rank].where}" for one in victims
         )
-        return Finding("dead", [one.rank for one in victims], f"{said}. {_advice(victims)}")
+        return Diagnosis("dead", [one.rank for one in victims], f"{said}. {_advice(victims)}")
     failed = [one for one in ranks if statuses[one.rank].end == FAILED]
     if failed:
         said = "; ".join(f"{one} failed in {statuses[one.rank].where}" for one in failed)
-        return Finding("failed", [one.rank for one in failed], f"{said}; its own message says why.")
+        return Diagnosis(
+            "failed", [one.rank for one in failed], f"{said}; its own message says why."
+        )
     return None
 
 
@@ -149,7 +151,7 @@ def find_hang(
     statuses: list[Status],
     silent_seconds: list[float],
     timeout_seconds: float,
-) -> Finding | None:
+) -> Diagnosis | None:
     """A rank that keeps the others waiting.
 
     A main thread has passed no point for too long. The culprits are those of whom nothing was heard
@@ -183,7 +185,7 @@ def find_hang(
         if alone := [one for one in unheard if [o.place for o in ranks].count(one.place) == 1]:
             ends = " and ".join(f"`kill -9 {one.process.pid}` on {one.host}" for one in alone)
             said += f"; no other rank is there to end it: {ends}, if it outlives the launcher"
-        return Finding("hang", [one.rank for one in unheard], said)
+        return Diagnosis("hang", [one.rank for one in unheard], said)
     if len(last) == len(here) > 1:
         said = (
             f"all ranks hang in {statuses[last[0].rank].where}: nothing was done for "
@@ -195,7 +197,7 @@ def find_hang(
             f"{idle[one.rank]:.0f} s"
             for one in last
         )
-    return Finding("hang", [one.rank for one in last], said)
+    return Diagnosis("hang", [one.rank for one in last], said)
 
 
 def open_store(port: int) -> TCPStore:

@@ -19,7 +19,7 @@ from gpt2_ds.health.rank_status import (
     DUMPED,
     FAILED,
     LEFT,
-    Finding,
+    Diagnosis,
     RankProcess,
     Status,
     find_end,
@@ -37,7 +37,7 @@ _FAILED_GRACE_SECONDS = 6.0
 _WHAT_HAPPENED_SECONDS = 4.0
 _HEARD_SECONDS = 3.0
 _PRINT_SECONDS = 2.0
-_FINDING = "finding"
+_DIAGNOSIS = "diagnosis"
 
 
 class Watchdog:
@@ -69,7 +69,7 @@ class Watchdog:
         if self._rank == 0:
             self._store = open_store(port)
             port = self._store.port
-            self._store.set(_FINDING, "")
+            self._store.set(_DIAGNOSIS, "")
             for other in range(world_size):
                 self._store.set(f"status/{other}", Status().to_json())
         self._liveness_socket = LivenessSocket()
@@ -90,7 +90,7 @@ class Watchdog:
         self._gone: list[int] = []
         self._end: str | None = None
         self._end_published, self._wake, self._left = (threading.Event() for _ in range(3))
-        self._finding: Finding | None = None
+        self._diagnosis: Diagnosis | None = None
         self._told = self._store_lost = self._broken = False
 
     def __enter__(self) -> Watchdog:
@@ -152,9 +152,9 @@ class Watchdog:
         elsewhere = isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError)
         end = time.monotonic() + (0.0 if elsewhere else _WHAT_HAPPENED_SECONDS)
         while True:
-            if self._finding is not None and self._finding.kind != "hang":
+            if self._diagnosis is not None and self._diagnosis.kind != "hang":
                 self._told = True
-                return self._finding.sentence
+                return self._diagnosis.sentence
             if time.monotonic() >= end:
                 return None
             self._wake.set()
@@ -189,11 +189,11 @@ class Watchdog:
 
     def _exchange_once(self) -> None:
         end = self._end
-        if self._finding is not None:
-            self._store.set(_FINDING, self._finding.to_json())
+        if self._diagnosis is not None:
+            self._store.set(_DIAGNOSIS, self._diagnosis.to_json())
         self._store.set(f"status/{self._rank}", self._status(end).to_json())
         read = range(len(self._ranks)) if self._rank == 0 else range(1)
-        found, *texts = self._store.multi_get([_FINDING, *(f"status/{one}" for one in read)])
+        found, *texts = self._store.multi_get([_DIAGNOSIS, *(f"status/{one}" for one in read)])
         now = time.monotonic()
         for one, text in zip(read, texts, strict=True):
             status = Status.from_json(text)
@@ -203,12 +203,14 @@ class Watchdog:
         self._heard_at = now
         if end is not None:
             self._end_published.set()
-        if self._finding is None:
+        if self._diagnosis is None:
             if found:
-                self._finding = Finding.from_json(found)
+                self._diagnosis = Diagnosis.from_json(found)
             elif self._rank == 0:
-                self._finding = find_end(self._ranks, self._statuses)
-                self._finding = self._finding or self._peers.find(self._silent(now), self._statuses)
+                self._diagnosis = find_end(self._ranks, self._statuses)
+                self._diagnosis = self._diagnosis or self._peers.find(
+                    self._silent(now), self._statuses
+                )
 
     def _status(self, end: str | None) -> Status:
         self._beat += 1
@@ -221,7 +223,7 @@ class Watchdog:
             idle_seconds=self._now() - max(marked, self._counting_from),
             end=end,
             gone=self._gone,
-            heard=self._statuses[0].end is not None or self._finding is not None,
+            heard=self._statuses[0].end is not None or self._diagnosis is not None,
             broken=self._broken,
         )
 
@@ -248,12 +250,12 @@ class Watchdog:
             if gone != self._gone:
                 self._gone = gone
                 self._wake.set()
-            self._finding = self._finding or self._look(now)
-            if self._finding is not None:
+            self._diagnosis = self._diagnosis or self._look(now)
+            if self._diagnosis is not None:
                 self._wake.set()
-                return self._end_job(self._finding)
+                return self._end_job(self._diagnosis)
 
-    def _look(self, now: float) -> Finding | None:
+    def _look(self, now: float) -> Diagnosis | None:
         """What can be found without asking: by rank 0 about all, by the others about rank 0."""
         status, silent = self._statuses[0], self._silent(now)
         if self._rank == 0 or (not self._store_lost and silent[0] > self._timeout_seconds):
@@ -270,34 +272,36 @@ class Watchdog:
             return [0.0, *(now - changed for changed in self._changed[1:])]
         return [now - self._heard_at] + [0.0] * (len(self._ranks) - 1)
 
-    def _end_job(self, finding: Finding) -> None:
-        if finding.kind == "hang":
-            return self._end_hang(finding)
+    def _end_job(self, diagnosis: Diagnosis) -> None:
+        if diagnosis.kind == "hang":
+            return self._end_hang(diagnosis)
         grace = _FAILED_GRACE_SECONDS
-        if finding.kind == "dead":  # NCCL raises nothing: its own thread may abort this process
+        if diagnosis.kind == "dead":  # NCCL raises nothing: its own thread may abort this process
             grace = _DEAD_GRACE_SECONDS if dist.get_backend() == "gloo" else 0.0
         if not self._left.wait(grace) and not self._told:  # else the main thread ends, and says why
-            self._print(finding, finding.sentence)
+            self._print(diagnosis, diagnosis.sentence)
             os._exit(EXIT_RUN_FAILED)
 
-    def _end_hang(self, finding: Finding) -> None:
+    def _end_hang(self, diagnosis: Diagnosis) -> None:
         self._stacks.dump(str(self._ranks[self._rank]))
         self._end = DUMPED
         where = f"The stacks of all ranks are in {self._stacks.path.parent}."
         limit = f"health.timeout_seconds is {self._timeout_seconds:g}."
-        self._print(finding, f"{finding.sentence}. {where} {limit}")
+        self._print(diagnosis, f"{diagnosis.sentence}. {where} {limit}")
         self._wake.set()
         here = [self._rank, *(one.rank for one in self._neighbours)]
-        if self._rank == min((one for one in here if one not in finding.ranks), default=-1):
-            end_with_stacks([one.process for one in self._neighbours if one.rank in finding.ranks])
+        if self._rank == min((one for one in here if one not in diagnosis.ranks), default=-1):
+            end_with_stacks(
+                [one.process for one in self._neighbours if one.rank in diagnosis.ranks]
+            )
         self._end_published.wait(_HEARD_SECONDS)
         if self._rank == 0:
             self._wait_until_heard()
         os._exit(EXIT_RUN_FAILED)
 
-    def _print(self, finding: Finding, text: str) -> None:
+    def _print(self, diagnosis: Diagnosis, text: str) -> None:
         """Once: on the lowest rank that is not the culprit."""
-        others = [one.rank for one in self._ranks if one.rank not in finding.ranks]
+        others = [one.rank for one in self._ranks if one.rank not in diagnosis.ranks]
         if self._rank == min(others, default=0):
             # From a thread: the main one may wait for a disk, and hold what printing needs.
             words, where = [f"error: {text}"], {"file": sys.stderr, "flush": True}

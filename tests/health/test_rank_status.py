@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.health.rank_status import (
-    Finding,
+    Diagnosis,
     RankProcess,
     Status,
     find_end,
@@ -24,8 +24,8 @@ GOING = Status(beat=9, step=7, marks=2, doing="averaging")
 def test_a_status_comes_back() -> None:
     status = Status(3, 4, 5, "saving", 0.5, "left", [1, 2], heard=True)
     assert Status.from_json(status.to_json()) == status
-    finding = Finding("dead", [1], "rank 1 died")
-    assert Finding.from_json(finding.to_json()) == finding
+    diagnosis = Diagnosis("dead", [1], "rank 1 died")
+    assert Diagnosis.from_json(diagnosis.to_json()) == diagnosis
 
 
 def test_the_dead_are_named() -> None:
@@ -49,14 +49,14 @@ def test_who_left_before_is_not_dead() -> None:
 def test_an_error_of_its_own() -> None:
     failed = Status(step=7, doing="saving", end="failed")
     found = find_end(RANKS, [GOING, failed, Status(gone=[1]), GOING])
-    assert found == Finding(
+    assert found == Diagnosis(
         "failed",
         [1],
         "rank 1 on host0 (pid 101) failed in step 7 while saving; its own message says why.",
     )
 
 
-def hang(statuses: list[Status], silent: list[float]) -> Finding | None:
+def hang(statuses: list[Status], silent: list[float]) -> Diagnosis | None:
     return find_hang(RANKS, statuses, silent, 30.0)
 
 
@@ -66,7 +66,7 @@ def idle(step: int, marks: int, seconds: float, end: str | None = None) -> Statu
 
 def test_a_silent_rank_is_named_before_those_that_wait_for_it() -> None:
     statuses = [idle(7, 2, 31.0), idle(7, 2, 31.0), idle(7, 2, 0.2), idle(7, 2, 31.0)]
-    assert hang(statuses, [0.0, 0.5, 31.0, 0.5]) == Finding(
+    assert hang(statuses, [0.0, 0.5, 31.0, 0.5]) == Diagnosis(
         "hang",
         [2],
         "rank 2 on host1 (pid 102) is stopped or stuck: nothing was heard of it for 31 s, since "
@@ -77,7 +77,7 @@ def test_a_silent_rank_is_named_before_those_that_wait_for_it() -> None:
 def test_of_those_that_wait_at_one_point_the_one_that_does_not_get_on_is_named() -> None:
     """They wait until all have written: the others say again and again that they still do."""
     statuses = [idle(7, 2, 0.1), idle(7, 2, 0.1), idle(7, 2, 31.0), idle(7, 2, 5.0)]
-    assert hang(statuses, [0.0] * 4) == Finding(
+    assert hang(statuses, [0.0] * 4) == Diagnosis(
         "hang",
         [2],
         "rank 2 on host1 (pid 102) hangs in step 7 while averaging: nothing was done for 31 s",
@@ -105,7 +105,7 @@ def test_a_silent_rank_alone_on_its_host_is_to_be_ended_by_hand() -> None:
 
 def test_the_rank_that_came_least_far_is_named() -> None:
     statuses = [idle(7, 2, 31.0), idle(7, 1, 31.0), idle(7, 2, 31.0), idle(7, 2, 31.0)]
-    assert hang(statuses, [0.0] * 4) == Finding(
+    assert hang(statuses, [0.0] * 4) == Diagnosis(
         "hang",
         [1],
         "rank 1 on host0 (pid 101) hangs in step 7 while averaging: nothing was done for 31 s",
@@ -118,7 +118,7 @@ def test_the_rank_that_came_least_far_is_named() -> None:
 
 def test_all_at_one_point() -> None:
     found = hang([idle(7, 2, 30.0)] * 4, [0.0, 1.5, 2.0, 2.5])
-    assert found == Finding(
+    assert found == Diagnosis(
         "hang",
         [0, 1, 2, 3],
         "all ranks hang in step 7 while averaging: nothing was done for 30 s",
@@ -134,7 +134,7 @@ def test_a_rank_alone_is_named() -> None:
 def test_one_that_is_not_heard_of_is_to_blame_at_a_common_place() -> None:
     """A stopped rank: the others wait for it where it stands, since a little longer."""
     found = hang([idle(7, 2, 22.0)] * 4, [0.5, 8.5, 0.5, 1.0])
-    assert found == Finding(
+    assert found == Diagnosis(
         "hang",
         [1],
         "rank 1 on host0 (pid 101) is stopped or stuck: nothing was heard of it for 8 s, since "
