@@ -53,11 +53,11 @@ def find_candidates(
         Candidate(int(path.name.partition("_")[2]), False, manifest) for path, manifest in folders
     ]
     if until_step is not None:
-        return [each for each in here if each.step <= until_step]
+        return [candidate for candidate in here if candidate.step <= until_step]
     found = [*here, *_copies(plan, heartbeat, any(manifest for _, manifest in folders))]
     if not found:
         _refuse_lost(plan)
-    return sorted(found, key=lambda each: (-each.step, each.is_copy))
+    return sorted(found, key=lambda candidate: (-candidate.step, candidate.is_copy))
 
 
 def _copies(plan: RunPlan, heartbeat: Heartbeat, can_do_without: bool) -> list[Candidate]:

@@ -172,7 +172,7 @@ class Checkpoints:
         work.append(lambda: save_state(random, path, writing))
         # On NVMe DeepSpeed keeps rows there, and copies each rank's: who wrote a file syncs it.
         swapped = partial / "offloaded_tensors" / f"rank{rank():02d}"
-        work.append(lambda: [each for each in swapped.rglob("*") if each.is_file()])
+        work.append(lambda: [file for file in swapped.rglob("*") if file.is_file()])
         if rank() == 0:
             work.append(lambda: self._small_files(partial))
         records = self._thread.submit(write, partial, work, writing)
@@ -217,7 +217,7 @@ class Checkpoints:
         for name in RUN_FILES:
             shutil.copyfile(self._plan.run_dir / name, partial / name)
         np.save(partial / PROBE_FILE, self._facts.probe)
-        tokenizer = [each for each in (partial / "tokenizer").rglob("*") if each.is_file()]
+        tokenizer = [file for file in (partial / "tokenizer").rglob("*") if file.is_file()]
         return [*tokenizer, *(partial / name for name in (*RUN_FILES, PROBE_FILE))]
 
     def _complete(

@@ -92,7 +92,7 @@ def write(
         for path in work.pop(0)():
             sync(path)
             records[str(path.relative_to(partial))] = hash_file(path, heartbeat)
-            folders |= {each for each in path.parents if each.is_relative_to(partial)}
+            folders |= {folder for folder in path.parents if folder.is_relative_to(partial)}
             heartbeat.beat()
     for folder in folders:
         sync(folder)

@@ -113,14 +113,14 @@ def load_newest(
         _load(plan, engine, path, manifest, heartbeat)
         tokens = np.load(path / PROBE_FILE, allow_pickle=False)
         check_probe(path, manifest.probe_loss, probe_loss(tokens))
-        _load_random_states(plan, path, manifest)
+        _load_random_states(plan.recipe.seed, path, manifest)
         if not looking:
-            newer = {each.folder for each in candidates if each.step > candidate.step}
-            by_rank_0(partial(_tidy, plan, newer))
+            passed = {newer.folder for newer in candidates if newer.step > candidate.step}
+            by_rank_0(partial(_tidy, plan.run_dir, passed))
         progress = Progress(manifest.step, manifest.samples_seen, manifest.skipped_updates)
         return Restored(progress, manifest, passed_over)
     if candidates:
-        n_copies = sum(each.is_copy for each in candidates)
+        n_copies = sum(candidate.is_copy for candidate in candidates)
         copies = f", and {n_copies} copies at {plan.recipe.checkpoint.copy_to}" if n_copies else ""
         raise on_all_ranks(
             RunError(
@@ -129,7 +129,7 @@ def load_newest(
             )
         )
     if not looking:
-        by_rank_0(lambda: _tidy(plan, set()))
+        by_rank_0(lambda: _tidy(plan.run_dir, set()))
     return Restored(Progress(0, 0))
 
 
@@ -243,7 +243,7 @@ def _load(
     )
     same_layout = manifest.layout == layout_of(plan, engine)
     if plan.recipe.optimizer.name == "muon" and not (same_form and same_layout):
-        raise _cannot_cut_anew(plan, path, manifest, layout_of(plan, engine))
+        raise _cannot_cut_anew(plan.template_file, path, manifest, layout_of(plan, engine))
     if same_form and same_layout:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
@@ -257,7 +257,7 @@ def _load(
 
 
 def _cannot_cut_anew(
-    plan: RunPlan, path: Path, manifest: CheckpointManifest, layout: str
+    template_file: str, path: Path, manifest: CheckpointManifest, layout: str
 ) -> UserError:
     """Muon's momentum lies otherwise at each stage, and `load_elastic` reads Adam's state alone."""
     stage = manifest.zero_stage
@@ -270,18 +270,18 @@ def _cannot_cut_anew(
         user_error(
             str(path),
             f"a run with Muon goes on only as it was saved, by {ranks[0]} at ZeRO stage {stage}; "
-            f"this job has {ranks[1]} at stage {now['stage']} with {plan.template_file}{other}",
+            f"this job has {ranks[1]} at stage {now['stage']} with {template_file}{other}",
             f"Go on with {ranks[0]} and the template of stage {stage} that it was saved with, or "
             "begin a new run with --run-dir runs/NAME.",
         )
     )
 
 
-def _load_random_states(plan: RunPlan, path: Path, manifest: CheckpointManifest) -> None:
+def _load_random_states(seed: int, path: Path, manifest: CheckpointManifest) -> None:
     """Those of this rank; a rank that the saved job did not have gets its own of this step."""
     file = path / f"random_rank_{rank():05d}.pt"
     if rank() >= manifest.world_size:
-        torch.manual_seed(plan.recipe.seed + 1 + rank() + manifest.samples_seen)
+        torch.manual_seed(seed + 1 + rank() + manifest.samples_seen)
         return
     states = torch.load(file, weights_only=True)  # plain tensors: nothing in it is executed
     torch.set_rng_state(states["cpu"])
@@ -289,9 +289,9 @@ def _load_random_states(plan: RunPlan, path: Path, manifest: CheckpointManifest)
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _tidy(plan: RunPlan, damaged: set[str]) -> None:
+def _tidy(run_dir: Path, damaged: set[str]) -> None:
     """Damaged checkpoints must not count as the newest again; what is unfinished goes."""
-    checkpoints = plan.run_dir / "checkpoints"
+    checkpoints = run_dir / "checkpoints"
     for name in damaged:
         quarantine(checkpoints / name)
     remove_partial(checkpoints)

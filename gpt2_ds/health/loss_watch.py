@@ -40,9 +40,9 @@ class LossWatch:
         self._losses: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._spikes: list[float] = []
         self._left_out: list[int] = []
-        for one in before:
+        for logged in before:
             with suppress(RunError):  # the limit was another one then
-                self.observe(one.step, one.loss, one.applied)
+                self.observe(logged.step, logged.loss, logged.applied)
 
     def observe(self, step: int, loss: float, applied: bool) -> list[str]:
         """Take in one optimizer step.

@@ -94,9 +94,9 @@ class Peers:
 
     def __init__(self, ranks: list[RankProcess], peers: list[Peer], mine: int) -> None:
         self._ranks, self._peers = ranks, peers
-        here = [one for one in ranks if one.place == ranks[mine].place]
+        here = [member for member in ranks if member.place == ranks[mine].place]
         watched = ranks[1:] if mine == 0 else ranks[:1]
-        self._watched = [one.rank for one in watched if one.place != ranks[mine].place]
+        self._watched = [member.rank for member in watched if member.place != ranks[mine].place]
         self._speaker = here[0] if here[0].rank != mine else None
         self._next_probe: dict[str, float] = {}
         self._wait_seconds: dict[str, float] = {}
@@ -117,9 +117,9 @@ class Peers:
         broken = any(status.broken for status in statuses)
         limit = _SILENT_AFTER_AN_ERROR_SECONDS if broken else _SILENT_SECONDS
         silent: dict[str, list[int]] = {}
-        for one in self._watched:
-            if statuses[one].end is None and silent_seconds[one] > limit:
-                silent.setdefault(self._ranks[one].place, []).append(one)
+        for i in self._watched:
+            if statuses[i].end is None and silent_seconds[i] > limit:
+                silent.setdefault(self._ranks[i].place, []).append(i)
         for place in [*self._misses, *self._wait_seconds]:
             if place not in silent:  # heard of again
                 self._misses.pop(place, None)
@@ -133,14 +133,14 @@ class Peers:
             lost = {place for place in silent if self._misses.get(place, 0) >= _PROBES}
         else:
             return None
-        gone = [one for one in self._ranks if one.place in lost]
+        gone = [member for member in self._ranks if member.place in lost]
         return _cut_off(gone, statuses, max(silent_seconds)) if gone else None
 
     def _all_reachable(self, statuses: list[Status]) -> bool:
         """A firewall may be in the way; then silence proves nothing. One socket of each machine."""
-        alive = {self._ranks[one].place: one for one in self._watched if not statuses[one].end}
+        alive = {self._ranks[i].place: i for i in self._watched if not statuses[i].end}
         answers = self._probe(list(alive.values()))
-        shut = [self._ranks[one] for one, answer in answers.items() if answer != "alive"]
+        shut = [self._ranks[i] for i, answer in answers.items() if answer != "alive"]
         if shut:
             port = self._peers[shut[0].rank].port
             print(
@@ -169,21 +169,21 @@ class Peers:
                 self._wait_seconds[place] = 2 * self._wait_seconds.get(place, _PROBE_SECONDS / 2)
             self._next_probe[place] = time.monotonic() + self._wait_seconds[place]
         answers = firsts | self._probe(alive)
-        return sorted(one for one, answer in answers.items() if answer == "ended")
+        return sorted(i for i, answer in answers.items() if answer == "ended")
 
     def _probe(self, ranks: list[int]) -> dict[int, Liveness]:
         if not ranks:
             return {}
         with ThreadPoolExecutor(min(_AT_ONCE, len(ranks))) as pool:
-            answers = pool.map(Peer.liveness, [self._peers[one] for one in ranks])
+            answers = pool.map(Peer.liveness, [self._peers[i] for i in ranks])
             return dict(zip(ranks, answers, strict=True))
 
 
 def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) -> Diagnosis:
     """The machines that no longer answer, with their ranks."""
     hosts: dict[str, list[int]] = {}
-    for one in gone:
-        hosts.setdefault(one.host, []).append(one.rank)
+    for member in gone:
+        hosts.setdefault(member.host, []).append(member.rank)
     said = "; ".join(
         f"host {host} ({'ranks' if len(here) > 1 else 'rank'} {', '.join(map(str, here))}) does "
         f"not answer any more, since {statuses[here[0]].where}"
@@ -191,7 +191,7 @@ def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) ->
     )
     return Diagnosis(
         "dead",
-        [one.rank for one in gone],
+        [member.rank for member in gone],
         f"{said}. Nothing was heard for {seconds:.0f} s: the machine died, or the network to it is "
         "cut. The same command goes on from the last complete checkpoint, if need be with a "
         "hostfile of the machines that are left.",

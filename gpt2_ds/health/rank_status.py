@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -116,7 +117,7 @@ class Diagnosis:
 
 def _advice(ranks: list[RankProcess]) -> str:
     """What the user may do when ranks died."""
-    hosts = " and ".join(sorted({one.host for one in ranks}))
+    hosts = " and ".join(sorted({member.host for member in ranks}))
     return (
         f"`dmesg` on {hosts} shows whether the memory ran out. The same command goes on from the "
         "last complete checkpoint."
@@ -130,18 +131,20 @@ def find_end(ranks: list[RankProcess], statuses: list[Status]) -> Diagnosis | No
         ranks: all of the job.
         statuses: theirs, all read at one time; each holds what its rank knew of others before.
     """
-    gone = {other for status in statuses for other in status.gone}
-    victims = [one for one in ranks if one.rank in gone and statuses[one.rank].end is None]
+    gone = {dead for status in statuses for dead in status.gone}
+    victims = [
+        member for member in ranks if member.rank in gone and statuses[member.rank].end is None
+    ]
     if victims:
         said = "; ".join(
-            f"{one} was killed or died in {statuses[one.rank].where}" for one in victims
+            f"{member} was killed or died in {statuses[member.rank].where}" for member in victims
         )
-        return Diagnosis("dead", [one.rank for one in victims], f"{said}. {_advice(victims)}")
-    failed = [one for one in ranks if statuses[one.rank].end == FAILED]
+        return Diagnosis("dead", [member.rank for member in victims], f"{said}. {_advice(victims)}")
+    failed = [member for member in ranks if statuses[member.rank].end == FAILED]
     if failed:
-        said = "; ".join(f"{one} failed in {statuses[one.rank].where}" for one in failed)
+        said = "; ".join(f"{member} failed in {statuses[member.rank].where}" for member in failed)
         return Diagnosis(
-            "failed", [one.rank for one in failed], f"{said}; its own message says why."
+            "failed", [member.rank for member in failed], f"{said}; its own message says why."
         )
     return None
 
@@ -164,28 +167,38 @@ def find_hang(
         silent_seconds: since each was published.
         timeout_seconds: how long is too long.
     """
-    here = [one for one in ranks if statuses[one.rank].end is None]
-    idle = {one.rank: statuses[one.rank].idle_seconds + silent_seconds[one.rank] for one in here}
+    here = [member for member in ranks if statuses[member.rank].end is None]
+    idle = {
+        member.rank: statuses[member.rank].idle_seconds + silent_seconds[member.rank]
+        for member in here
+    }
     if max(idle.values(), default=0.0) <= timeout_seconds:
         return None
-    places = {one.rank: (statuses[one.rank].step, statuses[one.rank].marks) for one in here}
-    last = [one for one in here if places[one.rank] == min(places.values())]
-    unheard = [one for one in here if silent_seconds[one.rank] > timeout_seconds]
+    places = {
+        member.rank: (statuses[member.rank].step, statuses[member.rank].marks) for member in here
+    }
+    last = [member for member in here if places[member.rank] == min(places.values())]
+    unheard = [member for member in here if silent_seconds[member.rank] > timeout_seconds]
     # Of those that wait for one another at one point, some may still get on.
-    last = [one for one in last if idle[one.rank] > timeout_seconds / 2]
+    last = [member for member in last if idle[member.rank] > timeout_seconds / 2]
     if not last and not unheard:
         return None  # the others wait for a rank that gets on
-    unheard = unheard or [one for one in last if silent_seconds[one.rank] > timeout_seconds / 4]
+    unheard = unheard or [
+        member for member in last if silent_seconds[member.rank] > timeout_seconds / 4
+    ]
     if unheard:
         said = "; ".join(
-            f"{one} is stopped or stuck: nothing was heard of it for "
-            f"{silent_seconds[one.rank]:.0f} s, since {statuses[one.rank].where}"
-            for one in unheard
+            f"{member} is stopped or stuck: nothing was heard of it for "
+            f"{silent_seconds[member.rank]:.0f} s, since {statuses[member.rank].where}"
+            for member in unheard
         )
-        if alone := [one for one in unheard if [o.place for o in ranks].count(one.place) == 1]:
-            ends = " and ".join(f"`kill -9 {one.process.pid}` on {one.host}" for one in alone)
+        in_place = Counter(member.place for member in ranks)
+        if alone := [member for member in unheard if in_place[member.place] == 1]:
+            ends = " and ".join(
+                f"`kill -9 {member.process.pid}` on {member.host}" for member in alone
+            )
             said += f"; no other rank is there to end it: {ends}, if it outlives the launcher"
-        return Diagnosis("hang", [one.rank for one in unheard], said)
+        return Diagnosis("hang", [member.rank for member in unheard], said)
     if len(last) == len(here) > 1:
         said = (
             f"all ranks hang in {statuses[last[0].rank].where}: nothing was done for "
@@ -193,11 +206,11 @@ def find_hang(
         )
     else:
         said = "; ".join(
-            f"{one} hangs in {statuses[one.rank].where}: nothing was done for "
-            f"{idle[one.rank]:.0f} s"
-            for one in last
+            f"{member} hangs in {statuses[member.rank].where}: nothing was done for "
+            f"{idle[member.rank]:.0f} s"
+            for member in last
         )
-    return Diagnosis("hang", [one.rank for one in last], said)
+    return Diagnosis("hang", [member.rank for member in last], said)
 
 
 def open_store(port: int) -> TCPStore:

@@ -61,7 +61,7 @@ def end_with_stacks(processes: list[Process]) -> None:
     """
     _send(signal.SIGCONT, processes)
     end = time.monotonic() + _OWN_END_SECONDS
-    while time.monotonic() < end and any(one.lives() for one in processes):
+    while time.monotonic() < end and any(process.lives() for process in processes):
         time.sleep(0.1)
     for number in (signal.SIGUSR2, signal.SIGKILL):
         if _send(number, processes):
@@ -70,8 +70,8 @@ def end_with_stacks(processes: list[Process]) -> None:
 
 def _send(number: signal.Signals, processes: list[Process]) -> bool:
     """Send a signal to those that live; whether there was one."""
-    living = [one for one in processes if one.lives()]
-    for one in living:
+    living = [process for process in processes if process.lives()]
+    for process in living:
         with suppress(OSError):
-            os.kill(one.pid, number)
+            os.kill(process.pid, number)
     return bool(living)

@@ -63,13 +63,13 @@ class Stragglers:
     def _compare(self, seconds: list[float]) -> list[str]:
         """The sentences, from the seconds of a step of each rank."""
         slow = stragglers(seconds)
-        new = [one for one in slow if one not in self._known]
+        new = [i for i in slow if i not in self._known]
         self._known = set(slow)
         median = statistics.median_low(seconds)
         return [
-            f"rank {one} on {self._hosts[one]} takes {seconds[one] - median:.2f} s a step longer "
+            f"rank {i} on {self._hosts[i]} takes {seconds[i] - median:.2f} s a step longer "
             f"than the median rank ({median:.2f} s)"
-            for one in new
+            for i in new
         ]
 
 
@@ -89,4 +89,4 @@ def stragglers(seconds: list[float]) -> list[int]:
     median = statistics.median_low(seconds)
     above = max(_LEAST_SECONDS, min(_SHARE * median, _MOST_SECONDS), _SHARE_OF_LONG * median)
     limit = median + above
-    return [one for one, own in enumerate(seconds) if own > limit]
+    return [i for i, own_seconds in enumerate(seconds) if own_seconds > limit]

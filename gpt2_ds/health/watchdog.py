@@ -70,20 +70,20 @@ class Watchdog:
             self._store = open_store(port)
             port = self._store.port
             self._store.set(_DIAGNOSIS, "")
-            for other in range(world_size):
-                self._store.set(f"status/{other}", Status().to_json())
+            for i in range(world_size):
+                self._store.set(f"status/{i}", Status().to_json())
         self._liveness_socket = LivenessSocket()
         mine = (RankProcess.of_this_process(self._rank), port, self._liveness_socket.peer)
         everyone = [mine] * world_size
         # Not NCCL: its first use, where a wrong network hangs, is to be watched.
         dist.all_gather_object(everyone, mine, group=host_group())
         self._ranks = [process for process, _, _ in everyone]
-        self._peers = Peers(self._ranks, [one[2] for one in everyone], self._rank)
+        self._peers = Peers(self._ranks, [peer for _, _, peer in everyone], self._rank)
         if self._rank != 0:
             self._store = open_store(everyone[0][1])
         self._store.set_timeout(_NO_TIMEOUT)
-        here = [one for one in self._ranks if one.place == mine[0].place]
-        self._neighbours = [one for one in here if one.rank != self._rank]
+        here = [member for member in self._ranks if member.place == mine[0].place]
+        self._neighbours = [member for member in here if member.rank != self._rank]
         self._mark = (0, 0, "starting", time.monotonic())
         self._statuses = [Status()] * world_size
         self._count_anew(time.monotonic())
@@ -193,13 +193,13 @@ class Watchdog:
             self._store.set(_DIAGNOSIS, self._diagnosis.to_json())
         self._store.set(f"status/{self._rank}", self._status(end).to_json())
         read = range(len(self._ranks)) if self._rank == 0 else range(1)
-        found, *texts = self._store.multi_get([_DIAGNOSIS, *(f"status/{one}" for one in read)])
+        found, *texts = self._store.multi_get([_DIAGNOSIS, *(f"status/{i}" for i in read)])
         now = time.monotonic()
-        for one, text in zip(read, texts, strict=True):
+        for i, text in zip(read, texts, strict=True):
             status = Status.from_json(text)
-            if status.beat != self._statuses[one].beat:
-                self._changed[one] = now
-            self._statuses[one] = status
+            if status.beat != self._statuses[i].beat:
+                self._changed[i] = now
+            self._statuses[i] = status
         self._heard_at = now
         if end is not None:
             self._end_published.set()
@@ -232,8 +232,8 @@ class Watchdog:
         end = time.monotonic() + _HEARD_SECONDS
         while time.monotonic() < end:
             others = (
-                status.heard or status.end is not None or one.rank in self._gone
-                for one, status in zip(self._ranks[1:], self._statuses[1:], strict=True)
+                status.heard or status.end is not None or member.rank in self._gone
+                for member, status in zip(self._ranks[1:], self._statuses[1:], strict=True)
             )
             if all(others):
                 return
@@ -246,7 +246,7 @@ class Watchdog:
         while not self._left.wait(_PERIOD_SECONDS):
             now = self._now()
             self._liveness_socket.answer()
-            gone = [one.rank for one in self._neighbours if not one.process.lives()]
+            gone = [member.rank for member in self._neighbours if not member.process.lives()]
             if gone != self._gone:
                 self._gone = gone
                 self._wake.set()
@@ -289,10 +289,10 @@ class Watchdog:
         limit = f"health.timeout_seconds is {self._timeout_seconds:g}."
         self._print(diagnosis, f"{diagnosis.sentence}. {where} {limit}")
         self._wake.set()
-        here = [self._rank, *(one.rank for one in self._neighbours)]
-        if self._rank == min((one for one in here if one not in diagnosis.ranks), default=-1):
+        here = [self._rank, *(member.rank for member in self._neighbours)]
+        if self._rank == min((i for i in here if i not in diagnosis.ranks), default=-1):
             end_with_stacks(
-                [one.process for one in self._neighbours if one.rank in diagnosis.ranks]
+                [member.process for member in self._neighbours if member.rank in diagnosis.ranks]
             )
         self._end_published.wait(_HEARD_SECONDS)
         if self._rank == 0:
@@ -301,7 +301,7 @@ class Watchdog:
 
     def _print(self, diagnosis: Diagnosis, text: str) -> None:
         """Once: on the lowest rank that is not the culprit."""
-        others = [one.rank for one in self._ranks if one.rank not in diagnosis.ranks]
+        others = [member.rank for member in self._ranks if member.rank not in diagnosis.ranks]
         if self._rank == min(others, default=0):
             # From a thread: the main one may wait for a disk, and hold what printing needs.
             words, where = [f"error: {text}"], {"file": sys.stderr, "flush": True}

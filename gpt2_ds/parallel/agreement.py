@@ -123,5 +123,5 @@ def all_agree(failure: str | None) -> None:
     Raises:
         RunError: some rank failed.
     """
-    if failures := [f"rank {i}: {each}" for i, each in enumerate(gathered(failure)) if each]:
+    if failures := [f"rank {i}: {text}" for i, text in enumerate(gathered(failure)) if text]:
         raise on_all_ranks(RunError("\n".join(failures)))
