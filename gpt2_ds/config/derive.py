@@ -11,6 +11,7 @@ from typing import Any
 from gpt2_ds.config.batch_faults import batch_faults
 from gpt2_ds.config.batches import Batches, ramp_is_sound, step_ends_near, steps_until
 from gpt2_ds.config.errors import Fault, UserError
+from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.numbers import divisors, few, near_multiples, round_up
 from gpt2_ds.config.recipe import ConstantSchedule, Recipe, WarmupStableDecaySchedule
 from gpt2_ds.config.recipe_file import LoadedRecipe
@@ -45,22 +46,6 @@ class Derived:
     padded_vocab_size: int
     n_parameters: int
     evaluation_windows: int
-
-
-def count_parameters(
-    n_layer: int, n_embd: int, n_positions: int, vocab_rows: int, tied: bool
-) -> int:
-    """Trained numbers of a GPT-2 model.
-
-    A block holds 12 C^2 + 13 C: four matrices of 3, 1, 4 and 4 C^2, their biases 9 C, two
-    LayerNorms 4 C. The final LayerNorm holds 2 C.
-
-    >>> count_parameters(12, 768, 1024, 50257, tied=True)
-    124439808
-    """
-    heads = 1 if tied else 2
-    blocks = n_layer * (12 * n_embd**2 + 13 * n_embd)
-    return heads * vocab_rows * n_embd + n_positions * n_embd + blocks + 2 * n_embd
 
 
 def vocabulary_size(loaded: LoadedRecipe) -> int:
@@ -120,9 +105,7 @@ def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
         batches=Batches.share(batch, recipe.data.seq_length, world_size),
         vocab_size=vocab_size,
         padded_vocab_size=rows,
-        n_parameters=count_parameters(
-            model.n_layer, model.n_embd, model.n_positions, rows, model.tie_word_embeddings
-        ),
+        n_parameters=ModelShape.of(model, rows).n_parameters,
         evaluation_windows=recipe.evaluation.tokens // recipe.data.seq_length,
     )
 

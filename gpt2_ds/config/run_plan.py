@@ -14,6 +14,7 @@ from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.fingerprint import result_keys
 from gpt2_ds.config.lint.findings import Finding
 from gpt2_ds.config.lint.rules import lint
+from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.template import Template
@@ -46,6 +47,11 @@ class RunPlan:
     def recipe(self) -> Recipe:
         """The recipe's values."""
         return self.loaded.recipe
+
+    @property
+    def shape(self) -> ModelShape:
+        """The tensors of its model."""
+        return ModelShape.of(self.recipe.model, self.derived.padded_vocab_size)
 
     def deepspeed(self, *, cpu_adam: bool) -> dict[str, Any]:
         """The dict for `deepspeed.initialize`; see `deepspeed_config`."""

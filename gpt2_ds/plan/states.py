@@ -85,7 +85,8 @@ def model_states(plan: RunPlan) -> ModelStates:
     zero, n, ranks = plan.template.zero_optimization, *_sizes(plan)
     number, reduced = number_bytes(plan), reduced_bytes(plan)
     weights = n * number // (ranks if zero.stage >= 3 else 1)
-    persistent = _persistent_parameters(plan) * number if zero.stage >= 3 else 0
+    whole = plan.shape.n_below(zero.stage3_param_persistence_threshold)
+    persistent = whole * number if zero.stage >= 3 else 0
     if zero.stage >= 3 and zero.zero_hpz_partition_size > 1:
         persistent += n * number // zero.zero_hpz_partition_size  # hpZ's second share
     both = reduced + (number if reduced != number and zero.stage <= 1 else 0)
@@ -101,8 +102,8 @@ def _moments(plan: RunPlan) -> int:
     n = plan.derived.n_parameters
     if plan.recipe.optimizer.name == "adamw":
         return n * _ADAM_BYTES
-    model, zero = plan.recipe.model, plan.template.zero_optimization
-    in_blocks = model.n_layer * 12 * model.n_embd**2
+    shape, zero = plan.shape, plan.template.zero_optimization
+    in_blocks = shape.n_layer * shape.n_block_matrices
     # There DeepSpeed 0.19.8 keeps the momentum in the format in which gradients arrive.
     as_gradients = zero.stage == 2 or (zero.stage == 1 and reduced_bytes(plan) == 2)
     as_gradients &= zero.offload_optimizer is None
@@ -112,19 +113,6 @@ def _moments(plan: RunPlan) -> int:
 
 def _sizes(plan: RunPlan) -> tuple[int, int]:
     return plan.derived.n_parameters, plan.derived.world_size
-
-
-def _persistent_parameters(plan: RunPlan) -> int:
-    """Numbers in parameters that stage 3 keeps whole on each rank."""
-    model, c = plan.recipe.model, plan.recipe.model.n_embd
-    limit = plan.template.zero_optimization.stage3_param_persistence_threshold
-    matrices = [3 * c * c, c * c, 4 * c * c, 4 * c * c]
-    vectors = [3 * c, c, 4 * c, c, c, c, c, c]  # biases; weights and biases of two LayerNorms
-    top = [plan.derived.padded_vocab_size * c, model.n_positions * c, c, c]
-    if not model.tie_word_embeddings:
-        top.append(top[0])
-    block = sum(size for size in matrices + vectors if size < limit)
-    return model.n_layer * block + sum(size for size in top if size < limit)
 
 
 def _offloaded(plan: RunPlan, states: ModelStates, weights: int) -> ModelStates:

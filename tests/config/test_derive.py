@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from gpt2_ds.config.batches import Batches, Level
 from gpt2_ds.config.derive import (
     Derived,
-    count_parameters,
     derive,
     divisors,
     model_fields,
@@ -24,7 +23,6 @@ from gpt2_ds.config.derive import (
 from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from tests.config.small_recipe import faults_of, load_small, only_fault, small_values
-from tests.known_sizes import KNOWN_SIZES
 
 
 @given(st.integers(1, 20_000))
@@ -43,16 +41,6 @@ def test_divisors_of_a_huge_number_come_at_once() -> None:
 def test_round_up(number: int, multiple: int) -> None:
     assert 0 <= round_up(number, multiple) - number < multiple
     assert round_up(number, multiple) % multiple == 0
-
-
-@pytest.mark.parametrize(
-    "positions, n_layer, n_embd, n_head, count",
-    KNOWN_SIZES,
-)
-def test_known_sizes(positions: int, n_layer: int, n_embd: int, n_head: int, count: int) -> None:
-    assert count_parameters(n_layer, n_embd, positions, 50257, tied=True) == count
-    untied = count_parameters(n_layer, n_embd, positions, 50257, tied=False)
-    assert untied == count + 50257 * n_embd
 
 
 def test_the_small_recipe(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gpt2_ds.config.derive import count_parameters, model_fields
+from gpt2_ds.config.derive import model_fields
+from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
@@ -178,7 +179,7 @@ def test_partitioned_parameters_are_counted_whole(facts: list[dict[str, Any]]) -
             ("decay", 2 + 4 * L, matrices),
             ("no_decay", 8 * L + 2, vectors),
         ]
-    assert matrices + vectors == count_parameters(L, C, T, V, tied=True)
+    assert matrices + vectors == ModelShape(L, C, T, V, tied=True).n_parameters
 
 
 @pytest.mark.heavy

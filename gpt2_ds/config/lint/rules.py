@@ -12,6 +12,7 @@ from gpt2_ds.config.derive import vocabulary_size
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.lint.findings import Finding, Job
 from gpt2_ds.config.lint.muon import muon
+from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.numbers import round_up
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from gpt2_ds.config.releases import WRONG_RELEASES, installed_deepspeed
@@ -98,8 +99,7 @@ def _largest_part(job: Job) -> int:
         rows = round_up(vocabulary_size(job.loaded), model.pad_vocab_to_multiple_of)
     except UserError:
         return 0  # it is said elsewhere
-    elements = max(rows, model.n_positions, 4 * model.n_embd) * model.n_embd
-    return -(-elements // job.world_size)
+    return -(-ModelShape.of(model, rows).n_largest // job.world_size)
 
 
 def _hierarchical_partition(job: Job) -> Iterator[Finding]:

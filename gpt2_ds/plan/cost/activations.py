@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from gpt2_ds.config.model_shape import TrainedTensor
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.plan.states import FP32_BYTES, number_bytes
-
-_BLOCK_WIDTHS = 16
-"""Widths that a block keeps a token: both LayerNorms' inputs (2) and outputs (2), q, k and v (3),
-what attention gives (1), the MLP's inner ones before and after GELU (4 and 4)."""
-
-_BACKWARD_WIDTHS = 10
-"""Widths of gradients that live at one time in a block's backward: both inner ones of the MLP (8),
-the residual stream's and the one that is added to it (2)."""
 
 _LOGIT_BYTES = 3 * FP32_BYTES
 """A logit's at the loss's widest moment, in backward: log-softmax, its gradient and the next."""
@@ -25,19 +20,18 @@ def kept_bytes(plan: RunPlan, micro_batch_size: int, *, checkpointing: bool) -> 
     there is any, and GELU's input and output are both kept, which gives 2 x 16. With checkpointing
     each block keeps its input.
     """
-    block = checkpointed_block_bytes(plan, micro_batch_size)
-    if not checkpointing:
-        block = block_bytes(plan, micro_batch_size)
     model = plan.recipe.model
-    unit = _unit_bytes(plan, micro_batch_size)
+    block = _activation_bytes(plan, micro_batch_size, model.n_embd)  # its input
+    if not checkpointing:
+        block = _block_bytes(plan, micro_batch_size)
+    outside = _kept_bytes(plan, micro_batch_size, plan.shape.outside)
     rows = micro_batch_size * plan.recipe.data.seq_length
     embedded = rows * model.n_embd if model.embd_pdrop else 0
     mask = rows * plan.recipe.data.seq_length if plan.recipe.data.document_mask else 0
-    # The last LayerNorm's input and output.
-    return model.n_layer * block + 2 * unit + embedded + (mask if checkpointing else 0)
+    return model.n_layer * block + outside + embedded + (mask if checkpointing else 0)
 
 
-def block_bytes(plan: RunPlan, micro_batch_size: int) -> int:
+def _block_bytes(plan: RunPlan, micro_batch_size: int) -> int:
     """What the forward pass of one block keeps."""
     model, length = plan.recipe.model, plan.recipe.data.seq_length
     rows = micro_batch_size * length
@@ -45,12 +39,13 @@ def block_bytes(plan: RunPlan, micro_batch_size: int) -> int:
     dropped = 2 * rows * model.n_embd if model.resid_pdrop else 0
     # A mask is no longer causal attention's: it becomes T x T numbers, and they are kept.
     mask = rows * length * number_bytes(plan) if plan.recipe.data.document_mask else 0
-    return _BLOCK_WIDTHS * _unit_bytes(plan, micro_batch_size) + statistics + dropped + mask
+    kept = _kept_bytes(plan, micro_batch_size, plan.shape.block)
+    return kept + statistics + dropped + mask
 
 
-def checkpointed_block_bytes(plan: RunPlan, micro_batch_size: int) -> int:
-    """What is kept of a block that runs again in backward: its input."""
-    return _unit_bytes(plan, micro_batch_size)
+def _kept_bytes(plan: RunPlan, micro_batch_size: int, tensors: Iterable[TrainedTensor]) -> int:
+    """What the operations of some of the model's tensors keep."""
+    return _activation_bytes(plan, micro_batch_size, sum(tensor.kept for tensor in tensors))
 
 
 def logits_bytes(plan: RunPlan, micro_batch_size: int) -> int:
@@ -61,12 +56,16 @@ def logits_bytes(plan: RunPlan, micro_batch_size: int) -> int:
 
 
 def backward_bytes(plan: RunPlan, micro_batch_size: int, *, checkpointing: bool) -> int:
-    """What comes and goes in one block's backward; with checkpointing its own activations too."""
-    backward = _BACKWARD_WIDTHS * _unit_bytes(plan, micro_batch_size)
-    return backward + (block_bytes(plan, micro_batch_size) if checkpointing else 0)
+    """What comes and goes in one block's backward; with checkpointing its own activations too.
+
+    Gradients that live at one time: both inner ones of the MLP, the residual stream's and the one
+    that is added to it.
+    """
+    width = 2 * plan.shape.inner_size + 2 * plan.shape.n_embd
+    backward = _activation_bytes(plan, micro_batch_size, width)
+    return backward + (_block_bytes(plan, micro_batch_size) if checkpointing else 0)
 
 
-def _unit_bytes(plan: RunPlan, micro_batch_size: int) -> int:
-    """A (B, T, C) tensor in the recipe's format."""
-    recipe = plan.recipe
-    return micro_batch_size * recipe.data.seq_length * recipe.model.n_embd * number_bytes(plan)
+def _activation_bytes(plan: RunPlan, micro_batch_size: int, width: int) -> int:
+    """A (B, T, width) tensor in the recipe's format."""
+    return micro_batch_size * plan.recipe.data.seq_length * width * number_bytes(plan)

@@ -114,19 +114,13 @@ def need(plan: RunPlan, cluster: Cluster, micro_batch_size: int, *, checkpointin
     return Need(device, cluster.node_ranks * host, cluster.node_ranks * states.total.disk_bytes)
 
 
-def _largest_matrix(plan: RunPlan) -> int:
-    """Numbers of the largest parameter: an MLP's, or the embedding."""
-    c = plan.recipe.model.n_embd
-    return max(4 * c * c, plan.derived.padded_vocab_size * c)
-
-
 def _gathered_bytes(plan: RunPlan) -> int:
     """Weights that stage 3 keeps fetched: as many as the template allows, one block at least."""
     zero = plan.template.zero_optimization
     if zero.stage < 3 or (plan.derived.world_size == 1 and zero.offload_param is None):
         return 0
-    c = plan.recipe.model.n_embd
-    least = max(12 * c * c, _largest_matrix(plan)) + zero.stage3_prefetch_bucket_size
+    least = max(plan.shape.n_block_matrices, plan.shape.n_largest)
+    least += zero.stage3_prefetch_bucket_size
     live = max(least, zero.stage3_max_live_parameters)
     return min(plan.derived.n_parameters, live) * number_bytes(plan)
 
@@ -137,11 +131,11 @@ def _bucket_bytes(plan: RunPlan) -> int:
     number, reduced = number_bytes(plan), reduced_bytes(plan)
     if zero.stage == 0 or (zero.stage == 1 and reduced != number):
         return 0  # all at once, after backward: _update_bytes
-    largest = _largest_matrix(plan) * (number + reduced)
+    largest = plan.shape.n_largest * (number + reduced)
     if zero.stage == 3:
         return zero.reduce_bucket_size * reduced + largest
     if zero.offload_optimizer is not None:
-        largest += _largest_matrix(plan) * number  # a buffer for the way to the host
+        largest += plan.shape.n_largest * number  # a buffer for the way to the host
     buffers = zero.reduce_bucket_size * number * (2 if zero.overlap_comm else 1)
     return max(buffers + zero.reduce_bucket_size * (reduced if reduced != number else 0), largest)
 

@@ -6,8 +6,9 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2_ds.config.derive import count_parameters, derive
+from gpt2_ds.config.derive import derive
 from gpt2_ds.config.errors import EXIT_DONE, nearest, user_error
+from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.plan.flops import PEAK_BF16_FLOPS, flops_per_token, peak_bf16_flops
 
@@ -83,13 +84,10 @@ def listed(path: Path) -> Listed:
     a_token = flops_per_token(
         derived.n_parameters, model.n_layer, model.n_embd, recipe.data.seq_length
     )
-    tied = model.tie_word_embeddings
     return Listed(
         name=loaded.name,
         n_parameters=derived.n_parameters,
-        n_unpadded=count_parameters(
-            model.n_layer, model.n_embd, model.n_positions, derived.vocab_size, tied
-        ),
+        n_unpadded=ModelShape.of(model, derived.vocab_size).n_parameters,
         tokens=tokens,
         steps=derived.steps,
         flops=tokens * a_token,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from gpt2_ds.config.derive import count_parameters
 from gpt2_ds.config.errors import Fault, UserError
+from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.recipe_file import flatten, load_recipe
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from tests.conftest import REPOSITORY
@@ -189,7 +189,7 @@ def test_the_number_of_parameters(subtests: pytest.Subtests) -> None:
             derived = resolved(name, 1).derived
             assert derived.n_parameters == row.n_parameters + 47 * row.n_embd  # 50257 rows to 50304
             positions = 1024 if name in GPT2 else 2048
-            unpadded = count_parameters(row.n_layer, row.n_embd, positions, 50257, tied=True)
+            unpadded = ModelShape(row.n_layer, row.n_embd, positions, 50257, tied=True).n_parameters
             assert unpadded == row.n_parameters
 
 
@@ -200,7 +200,7 @@ def test_the_paper_counts_the_same(subtests: pytest.Subtests) -> None:
             n_parameters = GPT3[name].n_parameters
             assert n_parameters / 1e6 == pytest.approx(millions, rel=0.004)
             assert 6 * n_parameters * 300e9 == pytest.approx(flops, rel=0.005)
-    printed = count_parameters(40, 5140, 2048, 50257, tied=True)
+    printed = ModelShape(40, 5140, 2048, 50257, tied=True).n_parameters
     assert abs(printed / 1e6 - 12850) > 90
 
 
