@@ -1,17 +1,21 @@
 """The trained tensors of the model, told once: what is counted and planned follows from them.
 
 Counted are parameters, and with them FLOPs and MFU; planned are model states and activations.
-A tensor that gpt2_ds/model/gpt2.py gets has a line here, too.
+A tensor that gpt2_ds/model/gpt2.py gets has a line here, too: a run whose model has other tensors
+than these is refused at its start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.recipe import ModelSection
+
+_NAMED_IN_A_MESSAGE = 4
 
 
 def is_matrix(shape: Sequence[int]) -> bool:
@@ -140,3 +144,41 @@ class ModelShape:
         """Each tensor, and how many times the model has it."""
         yield from ((tensor, self.n_layer) for tensor in self.block)
         yield from ((tensor, 1) for tensor in self.outside)
+
+
+def check_model(described: ModelShape, model: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a model that has other tensors than those described here.
+
+    Args:
+        described: by the recipe.
+        model: the real tensors' whole shapes by name, a tied one's once.
+
+    Raises:
+        UserError: both counts of parameters, and the tensors that differ.
+    """
+    expected = described.named()
+    found = [
+        f"{name} ({_sizes(shape)}) is not described"
+        for name, shape in model.items()
+        if name not in expected
+    ]
+    for name, shape in expected.items():
+        if name not in model:
+            found.append(f"{name} ({_sizes(shape)}) is not in the model")
+        elif tuple(model[name]) != shape:
+            found.append(f"{name} is ({_sizes(model[name])}), described as ({_sizes(shape)})")
+    if not found:
+        return
+    named = ", ".join(found[:_NAMED_IN_A_MESSAGE])
+    more = len(found) - _NAMED_IN_A_MESSAGE
+    raise user_error(
+        "gpt2_ds/config/model_shape.py",
+        f"describes {described.n_parameters:,} parameters, and the model has "
+        f"{sum(map(prod, model.values())):,}: {named}{f', and {more} more' if more > 0 else ''}",
+        "Describe there the tensors that gpt2_ds/model/gpt2.py makes: memory, FLOPs and MFU follow "
+        "from them.",
+    )
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from gpt2_ds.config.model_shape import ModelShape
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
@@ -99,6 +101,17 @@ class GPT2Config:
         """Rows of the token embedding and of the head (V, padding included)."""
         multiple = self.pad_vocab_to_multiple_of
         return -(-self.vocab_size // multiple) * multiple
+
+    @property
+    def shape(self) -> ModelShape:
+        """The tensors that the plan takes the model to have."""
+        return ModelShape(
+            self.n_layer,
+            self.n_embd,
+            self.n_positions,
+            self.padded_vocab_size,
+            self.tie_word_embeddings,
+        )
 
     @classmethod
     def from_hf(cls, config: object) -> GPT2Config:

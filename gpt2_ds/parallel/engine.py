@@ -14,6 +14,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
 from gpt2_ds.config.batches import Level
+from gpt2_ds.config.model_shape import check_model
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.muon import keep_momentum, muon_within_blocks, rate_factor
@@ -87,8 +88,12 @@ def build_engine(
         deepspeed_config: from `gpt2_ds.config.deepspeed.deepspeed_config`.
         seed: of the weights.
         compile_model: torch.compile it.
+
+    Raises:
+        UserError: the model has other tensors than gpt2_ds/config/model_shape.py describes.
     """
     model = build_model(config, deepspeed_config, seed)
+    check_model(config.shape, {name: whole_shape(p) for name, p in model.named_parameters()})
     decay, no_decay = parameter_groups(model)
     with (
         redirect_stdout(StringIO()),  # its bf16 optimizer prints memory tables on every rank
