@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -14,26 +13,11 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
 from gpt2_ds.config.batches import Level
-from gpt2_ds.config.model_shape import check_model
+from gpt2_ds.config.model_shape import check_model, is_matrix
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.muon import keep_momentum, muon_within_blocks, rate_factor
 from gpt2_ds.parallel.process_group import local_device
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a weight decay.
-
-    Args:
-        name: "decay" or "no_decay".
-        parameters: each once, a tied weight too.
-        n_parameters: trained numbers in it, whole, however they are partitioned.
-    """
-
-    name: str
-    parameters: list[nn.Parameter]
-    n_parameters: int
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
@@ -42,17 +26,17 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return shape
 
 
-def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
-    """Matrices, which decay, and the rest (biases, LayerNorm), which do not.
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """What an optimizer gets: matrices, which have its weight decay, and the rest, without any.
 
-    Both embeddings are matrices and decay, as in nanoGPT.
+    A tied weight is there once.
     """
     parameters = list(model.parameters())
-    matrices = [p for p in parameters if len(whole_shape(p)) >= 2]
-    others = [p for p in parameters if len(whole_shape(p)) < 2]
+    matrices = [p for p in parameters if is_matrix(whole_shape(p))]
+    others = [p for p in parameters if not is_matrix(whole_shape(p))]
     return [
-        ParameterGroup(name, group, sum(whole_shape(p).numel() for p in group))
-        for name, group in (("decay", matrices), ("no_decay", others))
+        {"params": matrices, "name": "decay"},
+        {"params": others, "name": "no_decay", "weight_decay": 0.0},
     ]
 
 
@@ -94,17 +78,13 @@ def build_engine(
     """
     model = build_model(config, deepspeed_config, seed)
     check_model(config.shape, {name: whole_shape(p) for name, p in model.named_parameters()})
-    decay, no_decay = parameter_groups(model)
     with (
         redirect_stdout(StringIO()),  # its bf16 optimizer prints memory tables on every rank
         muon_within_blocks(deepspeed_config),
     ):
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=[
-                {"params": decay.parameters, "name": decay.name},
-                {"params": no_decay.parameters, "name": no_decay.name, "weight_decay": 0.0},
-            ],
+            model_parameters=parameter_groups(model),
             config=deepspeed_config,
             dist_init_required=False,
         )

@@ -35,6 +35,7 @@ from gpt2_ds.parallel.engine import (
     build_engine,
     full_weights,
     gradient_norm,
+    parameter_groups,
     reduced_gradient_norm,
     set_learning_rate,
 )
@@ -255,13 +256,11 @@ def plain_torch(dtype: str) -> Course:
     copy = GPT2LMHeadModel(config, seed=plan.recipe.seed).to(device, _TORCH_DTYPES[dtype])
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in weights if p.dim() > 1], "weight_decay": 0.1},
-            {"params": [p for p in weights if p.dim() < 2], "weight_decay": 0.0},
-        ],
+        parameter_groups(model),
         lr=_LEARNING_RATE,
         betas=(0.9, 0.95),
         eps=plan.recipe.optimizer.eps,
+        weight_decay=0.1,
     )
     first, course = _flat(weights), Course([], [], [])
     for tokens in _batches():

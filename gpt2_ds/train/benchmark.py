@@ -132,15 +132,12 @@ def plain_torch_step(plan: RunPlan, micro_batches: list[Tensor]) -> Step:
         model = GPT2LMHeadModel(
             GPT2Config(**model_fields(recipe, plan.derived.vocab_size)), seed=recipe.seed
         )
-    decay, no_decay = parameter_groups(model)
     optimizer = torch.optim.AdamW(
-        [
-            {"params": decay.parameters, "weight_decay": optimizer_keys.weight_decay},
-            {"params": no_decay.parameters, "weight_decay": 0.0},
-        ],
+        parameter_groups(model),
         lr=optimizer_keys.lr,
         betas=(optimizer_keys.betas[0], optimizer_keys.betas[1]),
         eps=optimizer_keys.eps,
+        weight_decay=optimizer_keys.weight_decay,
         fused=True,
     )
     forward: Any = torch.compile(model) if recipe.model.compile else model

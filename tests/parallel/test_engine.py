@@ -30,9 +30,15 @@ def groups_of(config: GPT2Config) -> dict[str, tuple[set[str], int]]:
         model = GPT2LMHeadModel(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model)
-    listed = [id(p) for group in groups for p in group.parameters]
+    listed = [id(p) for group in groups for p in group["params"]]
     assert len(listed) == len(set(listed)) == len(names)
-    return {g.name: ({names[id(p)] for p in g.parameters}, g.n_parameters) for g in groups}
+    return {
+        group["name"]: (
+            {names[id(p)] for p in group["params"]},
+            sum(p.numel() for p in group["params"]),
+        )
+        for group in groups
+    }
 
 
 def test_matrices_of_gpt2_decay_and_nothing_else() -> None:
@@ -97,6 +103,7 @@ def facts_of_stage(plan: RunPlan, world_size: int) -> dict[str, Any]:
         gradient_norm,
         loss_scale,
         reduced_gradient_norm,
+        whole_shape,
     )
 
     config = GPT2Config(**model_fields(plan.recipe, plan.derived.vocab_size))
@@ -105,7 +112,14 @@ def facts_of_stage(plan: RunPlan, world_size: int) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "digest": digest(whole_weights(model)),
         "partitioned": any(p.numel() == 0 for p in model.parameters()),
-        "counts": [(g.name, len(g.parameters), g.n_parameters) for g in parameter_groups(model)],
+        "counts": [
+            (
+                group["name"],
+                len(group["params"]),
+                sum(whole_shape(p).numel() for p in group["params"]),
+            )
+            for group in parameter_groups(model)
+        ],
     }
     engine = build_engine(config, deepspeed_config, seed=SEED)
     facts["decay"] = [(g["name"], g["weight_decay"]) for g in engine.optimizer.param_groups]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.model_shape import is_matrix
 
 Moment = Literal["exp_avg", "exp_avg_sq"]
 Key = Literal["weight", "exp_avg", "exp_avg_sq"]
@@ -47,8 +48,8 @@ class Replicated:
 
     def __init__(self, model: dict[str, Any], names: list[str]) -> None:
         self._weights = model["module"]
-        matrices = [name for name in names if self._weights[name].dim() >= 2]
-        others = [name for name in names if self._weights[name].dim() < 2]
+        matrices = [name for name in names if is_matrix(self._weights[name].shape)]
+        others = [name for name in names if not is_matrix(self._weights[name].shape)]
         self._optimizer = model["optimizer"]
         self._index = {name: index for index, name in enumerate(matrices + others)}
 
