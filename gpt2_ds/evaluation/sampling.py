@@ -13,8 +13,8 @@ from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.process_group import local_device
+from gpt2_ds.parallel.states.parameter_states import load_fp32_weights
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names
-from gpt2_ds.parallel.states.weights import load_fp32_weights
 
 
 def load_for_sampling(run_dir: Path, checkpoint: Path) -> tuple[GPT2LMHeadModel, Tokenizer]:

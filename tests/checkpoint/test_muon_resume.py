@@ -57,9 +57,8 @@ def train_all(data: Path, folder: Path, ranks: int) -> dict[str, list[str]]:
 
 @pytest.mark.heavy
 def test_a_stop_changes_nothing_and_another_layout_is_refused(tmp_path: Path) -> None:
-    from gpt2_ds.parallel.states.parameter_states import ParameterStates
+    from gpt2_ds.parallel.states.parameter_states import ParameterStates, load_fp32_weights
     from gpt2_ds.parallel.states.universal import write_universal
-    from gpt2_ds.parallel.states.weights import load_fp32_weights
 
     data = small_dataset(tmp_path)
     said = run_ranks(train_all, 2, tmp_path, data, tmp_path, 2)[0]

@@ -37,7 +37,7 @@ def in_turn(nvme: Path, folder: Path, data: Path) -> list[str]:
 @pytest.mark.heavy
 @pytest.mark.usefixtures("async_io")
 def test_it_goes_on_on_the_host_and_nowhere_else(tmp_path: Path) -> None:
-    from gpt2_ds.parallel.states.weights import load_fp32_weights
+    from gpt2_ds.parallel.states.parameter_states import load_fp32_weights
 
     data, disk, nvme = small_dataset(tmp_path), tmp_path / "disk", tmp_path / "nvme.json"
     disk.mkdir()

@@ -204,6 +204,20 @@ class ParameterStates:
         )
 
 
+def load_fp32_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """All weights by the names of the module's state dict, whole, on the CPU.
+
+    Args:
+        checkpoint: a step's folder.
+
+    Raises:
+        RunError: a file is missing, or the checkpoint is of a kind that cannot be read.
+    """
+    states = ParameterStates(checkpoint)
+    weights = {name: states.weight(name) for name in states.names()}
+    return weights | {name: weights[holder] for name, holder in states.tied.items()}
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         states: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.parallel.states.parameter_states import ParameterStates
-from tests.parallel.states.trained_checkpoints import KEYS, SOURCES, STEPS
+from gpt2_ds.model import GPT2LMHeadModel
+from gpt2_ds.parallel.states.parameter_states import ParameterStates, load_fp32_weights
+from tests.parallel.states.trained_checkpoints import KEYS, SEED, SOURCES, STEPS, model_config
 
 Values = dict[str, dict[str, Tensor]]
 
@@ -46,6 +47,28 @@ def test_all_that_deepspeed_had_is_read(trained: tuple[Path, dict[str, Any]]) ->
                 assert found[key].dtype == torch.float32, (tag, name, key)
                 assert torch.equal(found[key], values[key]), (tag, name, key)
                 assert values[key].any(), (tag, name, key)
+
+
+@pytest.mark.heavy
+def test_whole_weights_are_those_the_engine_had(
+    trained: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, known = trained
+    model = GPT2LMHeadModel(model_config(), seed=SEED)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    capsys.readouterr()
+    for tag, before in known.items():
+        weights = load_fp32_weights(folder / tag)
+        said = capsys.readouterr()
+        assert (said.out, said.err) == ("", ""), tag
+        assert weights.keys() == {*start, "lm_head.weight"}, tag
+        assert torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
+        for name, values in before["held"].items():
+            assert weights[name].dtype == torch.float32
+            assert weights[name].device.type == "cpu"
+            assert torch.equal(weights[name], values["weight"]), (tag, name)
+            assert not torch.equal(weights[name], start[name]), (tag, name)
+        model.load_state_dict(weights)  # whole: nothing missing, nothing more
 
 
 def model_states(ranks: int, shapes: Any, **more: Any) -> dict[str, Any]:
