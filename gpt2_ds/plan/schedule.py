@@ -34,7 +34,7 @@ class Row:
     learning_rate: float
 
 
-def row(plan: RunPlan, step: int) -> Row:
+def _row(plan: RunPlan, step: int) -> Row:
     """What a step of the run is.
 
     Args:
@@ -74,7 +74,7 @@ def _step_at(plan: RunPlan, tokens: int) -> int:
     first, last = 1, plan.derived.steps
     while first < last:
         middle = (first + last) // 2
-        enough = row(plan, middle).tokens_seen >= tokens
+        enough = _row(plan, middle).tokens_seen >= tokens
         first, last = (first, middle) if enough else (middle + 1, last)
     return first
 
@@ -109,27 +109,27 @@ def schedule(args: Namespace) -> int:
         return EXIT_DONE
     noted = marks(plan)
     print(f"{'step':>10} {'tokens seen':>20} {'batch tokens':>14} {'learning rate':>14}")
-    for each in _rows(plan, args.every or max(1, plan.derived.steps // 20), set(noted)):
-        words = ", ".join(noted.get(each.step, []))
-        line = f"{each.step:>10,} {each.tokens_seen:>20,} {each.global_batch_tokens:>14,}"
-        print(f"{line} {each.learning_rate:>14.6g}  {words}".rstrip())
+    for row in _rows(plan, args.every or max(1, plan.derived.steps // 20), set(noted)):
+        words = ", ".join(noted.get(row.step, []))
+        line = f"{row.step:>10,} {row.tokens_seen:>20,} {row.global_batch_tokens:>14,}"
+        print(f"{line} {row.learning_rate:>14.6g}  {words}".rstrip())
     return EXIT_DONE
 
 
 def _rows(plan: RunPlan, every: int, also: set[int]) -> Iterator[Row]:
     """Every so many steps, the last one, and some more."""
     steps = {*range(every, plan.derived.steps + 1, every), plan.derived.steps, *also}
-    return (row(plan, step) for step in sorted(steps))
+    return (_row(plan, step) for step in sorted(steps))
 
 
 def curves(plan: RunPlan) -> list[str]:
     """Learning rate and batch over the tokens of a run, to look at; SVG elements."""
     rows = list(_rows(plan, max(1, plan.derived.steps // _POINTS), set(marks(plan))))
-    rates = [(each.tokens_seen / 1e9, each.learning_rate) for each in rows]
+    rates = [(row.tokens_seen / 1e9, row.learning_rate) for row in rows]
     batches = [
-        (tokens / 1e9, float(each.global_batch_tokens))
-        for each in rows  # a stair: each step's batch from its first token to its last
-        for tokens in (each.tokens_seen - each.global_batch_tokens, each.tokens_seen)
+        (tokens / 1e9, float(row.global_batch_tokens))
+        for row in rows  # a stair: each step's batch from its first token to its last
+        for tokens in (row.tokens_seen - row.global_batch_tokens, row.tokens_seen)
     ]
     across = "billion tokens seen"
     return [
@@ -143,7 +143,7 @@ def _write(path: Path, plan: RunPlan, every: int) -> None:
         with path.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(field.name for field in fields(Row))
-            writer.writerows(astuple(each) for each in _rows(plan, every, {1}))
+            writer.writerows(astuple(row) for row in _rows(plan, every, {1}))
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise user_error(f"--csv {path}", what, "Name a file in a folder that is there.") from None

@@ -82,7 +82,8 @@ def model_states(plan: RunPlan) -> ModelStates:
     Not counted: activations, buckets, copies of a checkpoint that is being written, and what Muon
     copies for an update.
     """
-    zero, n, ranks = plan.template.zero_optimization, *_sizes(plan)
+    zero, derived = plan.template.zero_optimization, plan.derived
+    n, ranks = derived.n_parameters, derived.world_size
     number, reduced = number_bytes(plan), reduced_bytes(plan)
     weights = n * number // (ranks if zero.stage >= 3 else 1)
     whole = plan.shape.n_below(zero.stage3_param_persistence_threshold)
@@ -111,13 +112,10 @@ def _moments(plan: RunPlan) -> int:
     return momentum + (n - in_blocks) * _ADAM_BYTES
 
 
-def _sizes(plan: RunPlan) -> tuple[int, int]:
-    return plan.derived.n_parameters, plan.derived.world_size
-
-
 def _offloaded(plan: RunPlan, states: ModelStates, weights: int) -> ModelStates:
     """The same states, where the template wants them."""
-    zero, n, ranks = plan.template.zero_optimization, *_sizes(plan)
+    zero, derived = plan.template.zero_optimization, plan.derived
+    n, ranks = derived.n_parameters, derived.world_size
     parameters, gradients, optimizer = states
     if zero.offload_param is not None:
         on_device = parameters.device_bytes - weights
@@ -133,7 +131,7 @@ def _offloaded(plan: RunPlan, states: ModelStates, weights: int) -> ModelStates:
             if reduced_bytes(plan) != number_bytes(plan):
                 on_device = adding_up * (ranks if zero.stage == 1 else 1)
                 adding_up = 0
-            elif plan.derived.gradient_accumulation_steps == 1:
+            elif derived.gradient_accumulation_steps == 1:
                 adding_up = 0
         if zero.offload_optimizer.device == "cpu":
             gradients = Memory(on_device, adding_up + for_update)

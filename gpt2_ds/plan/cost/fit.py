@@ -122,17 +122,17 @@ def _table(rows: list[list[str]]) -> str:
 def _memory_table(found: Settings, cluster: Cluster) -> str:
     header = ["GiB of one GPU", "micro-batch", *_PARTS, "total", "fits", "host", "NVMe"]
     rows = [header]
-    for one in found.found:
-        parts = [_gib(getattr(one.need.device, part)) for part in _PARTS]
+    for setting in found.found:
+        parts = [_gib(getattr(setting.need.device, part)) for part in _PARTS]
         rows.append(
             [
-                _name(one),
-                str(one.micro_batch_size),
+                _name(setting),
+                str(setting.micro_batch_size),
                 *parts,
-                _gib(one.need.device.total),
-                "yes" if one.fits else "no",
-                _gib(one.need.host_bytes),
-                _gib(one.need.disk_bytes),
+                _gib(setting.need.device.total),
+                "yes" if setting.fits else "no",
+                _gib(setting.need.host_bytes),
+                _gib(setting.need.disk_bytes),
             ]
         )
     limit = _gib(cluster.gpu.memory_bytes), _gib(cluster.gpu.node_memory_bytes)
@@ -148,18 +148,18 @@ def _time_table(found: Settings, cluster: Cluster, price: float | None) -> str:
     money = [] if price is None else ["USD"]
     header = ["what fits", "step s", "waiting", "tokens/s", "MFU", "days", "GPU-hours"]
     rows = [[*header, *money]]
-    for one in found.found:
-        if not one.fits:
+    for setting in found.found:
+        if not setting.fits:
             continue
-        hours = one.seconds / 3600 * one.plan.derived.world_size
+        hours = setting.seconds / 3600 * setting.plan.derived.world_size
         rows.append(
             [
-                _name(one),
-                f"{one.step.total:.3g}",
-                f"{1 - one.step.compute / one.step.total:.0%}",
-                f"{one.tokens_per_second:,.0f}",
-                f"{one.mfu(cluster):.0%}",
-                f"{one.seconds / _DAY:,.2f}",
+                _name(setting),
+                f"{setting.step.total:.3g}",
+                f"{1 - setting.step.compute / setting.step.total:.0%}",
+                f"{setting.tokens_per_second:,.0f}",
+                f"{setting.mfu(cluster):.0%}",
+                f"{setting.seconds / _DAY:,.2f}",
                 f"{hours:,.0f}",
                 *([] if price is None else [f"{hours * price:,.0f}"]),
             ]
@@ -167,49 +167,49 @@ def _time_table(found: Settings, cluster: Cluster, price: float | None) -> str:
     return _table(rows) if len(rows) > 1 else ""
 
 
-def command(one: Setting, found: Settings, recipe: Path, cluster: Cluster) -> str:
+def command(setting: Setting, found: Settings, recipe: Path, cluster: Cluster) -> str:
     """What trains with this setting, to paste."""
     words = ["deepspeed"]
     words += ["--hostfile", "hostfile"] if cluster.nodes > 1 else ["--num_gpus", str(cluster.count)]
-    words += ["launch/train.py", "--recipe", str(recipe), "--template", one.plan.template_file]
+    words += ["launch/train.py", "--recipe", str(recipe), "--template", setting.plan.template_file]
     words += ["--expect-ranks", str(cluster.count)]
     overrides = [word for word in found.overrides if not word.startswith(_CHOSEN)]
-    overrides.append(f"batch.micro_batch_size={one.micro_batch_size}")
-    enabled = "true" if one.checkpointing else "false"
+    overrides.append(f"batch.micro_batch_size={setting.micro_batch_size}")
+    enabled = "true" if setting.checkpointing else "false"
     overrides.append(f"activation_checkpointing.enabled={enabled}")
     for override in overrides:
         words += ["--set", override]
     return shlex.join(words)
 
 
-def _cheapest(one: Setting, found: Settings, args: Namespace, cluster: Cluster) -> str:
-    plan, tokens = one.plan, one.plan.recipe.schedule.total_tokens
+def _cheapest(setting: Setting, found: Settings, args: Namespace, cluster: Cluster) -> str:
+    plan, tokens = setting.plan, setting.plan.recipe.schedule.total_tokens
     lines = [
-        f"The cheapest that fits (the simplest within 2 % of it): {_name(one)}, micro-batch "
-        f"{one.micro_batch_size}.",
-        _time_and_money(one, args, cluster),
+        f"The cheapest that fits (the simplest within 2 % of it): {_name(setting)}, micro-batch "
+        f"{setting.micro_batch_size}.",
+        _time_and_money(setting, args, cluster),
         f"A checkpoint takes {_gib(checkpoint_bytes(plan))} GiB, the run directory up to "
         f"{_gib(disk_bytes(plan))} GiB, and {tokens:,} tokens {_gib(_TOKEN_BYTES * tokens)} GiB.",
-        *_hint(one, cluster),
+        *_hint(setting, cluster),
         *map(str, plan.warnings),
     ]
-    return "\n".join(lines) + f"\n\n  {command(one, found, args.recipe, cluster)}"
+    return "\n".join(lines) + f"\n\n  {command(setting, found, args.recipe, cluster)}"
 
 
-def _time_and_money(one: Setting, args: Namespace, cluster: Cluster) -> str:
+def _time_and_money(setting: Setting, args: Namespace, cluster: Cluster) -> str:
     """What a run takes, and how far published ones were from it."""
 
     def words(factor: float) -> str:
-        text = f"{_about(factor * one.seconds / _DAY)} days"
+        text = f"{_about(factor * setting.seconds / _DAY)} days"
         if args.price is None:
             return text
-        usd = factor * one.seconds / 3600 * cluster.count * args.price
+        usd = factor * setting.seconds / 3600 * cluster.count * args.price
         return f"{text} and {_about(usd)} USD"
 
     apart = "Validation, saving and restarts come on top."
     if args.mfu is not None:
         return f"At an assumed MFU of {args.mfu:g}: {words(1)}. {apart}"
-    far = cluster.count > MEASURED_GPUS and one.plan.template.zero_optimization.stage == 3
+    far = cluster.count > MEASURED_GPUS and setting.plan.template.zero_optimization.stage == 3
     low, high = DEEPSPEED_TOOK_FAR if far else DEEPSPEED_TOOK
     runs = "ZeRO-3's of 2021 on 384 to 2,240 GPUs" if far else "DeepSpeed's on 8 GPUs"
     text = (
@@ -232,10 +232,10 @@ def _about(number: float) -> str:
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
-def _hint(one: Setting, cluster: Cluster) -> list[str]:
+def _hint(setting: Setting, cluster: Cluster) -> list[str]:
     """What the loss's logits take, where that is much and a key of the recipe would spare it."""
-    device = one.need.device
-    if one.plan.recipe.model.loss_chunk_size or (
+    device = setting.need.device
+    if setting.plan.recipe.model.loss_chunk_size or (
         device.logits < _CHUNK_WORTH * cluster.gpu.memory_bytes
     ):
         return []
@@ -248,12 +248,12 @@ def _hint(one: Setting, cluster: Cluster) -> list[str]:
 def _write_picture(file: Path, found: Settings, cluster: Cluster, text: str) -> None:
     rows = [
         Bar(
-            _name(one),
-            [getattr(one.need.device, part) / GIB for part in _PARTS],
-            f"{_gib(one.need.device.total)} GiB, micro-batch {one.micro_batch_size}"
-            + ("" if one.fits else ": does not fit"),
+            _name(setting),
+            [getattr(setting.need.device, part) / GIB for part in _PARTS],
+            f"{_gib(setting.need.device.total)} GiB, micro-batch {setting.micro_batch_size}"
+            + ("" if setting.fits else ": does not fit"),
         )
-        for one in found.found
+        for setting in found.found
     ]
     name = found.found[0].plan.loaded.name if found.found else "nothing"
     title = f"{name} on {cluster.count} x {cluster.name}"

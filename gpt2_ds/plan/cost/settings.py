@@ -91,7 +91,7 @@ class Settings:
         close = [setting for setting in exact if setting.seconds <= _EQUAL * fastest]
         return min(
             close,
-            key=lambda one: (one.plan.template.zero_optimization.stage, one.seconds),
+            key=lambda setting: (setting.plan.template.zero_optimization.stage, setting.seconds),
             default=None,
         )
 
@@ -158,7 +158,8 @@ def settings(
     return replace(
         estimated,
         found=[
-            replace(one, step=one.step.times(longer), seconds=longer * one.seconds) for one in found
+            replace(setting, step=setting.step.times(longer), seconds=longer * setting.seconds)
+            for setting in found
         ],
     )
 

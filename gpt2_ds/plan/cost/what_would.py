@@ -19,7 +19,7 @@ def what_would(found: Settings, cluster: Cluster) -> str:
     plans = [setting.plan for setting in found.found if setting.checkpointing]
     if not plans:
         return "No template can be used: see above."
-    least = min(found.found, key=lambda one: one.need.device.total)
+    least = min(found.found, key=lambda setting: setting.need.device.total)
     gpu_gib, host_gib = least.need.device.total / GIB, least.need.host_bytes / GIB
     lines = [
         f"Nothing fits. The least that a GPU must hold is {gpu_gib:,.1f} GiB "
@@ -44,7 +44,7 @@ def what_would(found: Settings, cluster: Cluster) -> str:
 
 def _host_memory(found: Settings, cluster: Cluster) -> int | None:
     """GiB of a machine with which some setting would fit; None where the GPUs are too small."""
-    needed = [one.need.host_bytes for one in found.found if one.need.fits_gpu(cluster)]
+    needed = [setting.need.host_bytes for setting in found.found if setting.need.fits_gpu(cluster)]
     return ceil(min(needed) / USABLE / GIB) if needed else None
 
 

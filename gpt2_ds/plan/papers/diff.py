@@ -31,7 +31,7 @@ def diff(args: Namespace) -> int:
     loaded = load_recipe(file, args.set)
     print(f"{loaded.name} and {paper.title}, {paper.address}\n")
     print(table([_HEAD, *deviations(loaded, paper)]))
-    others = sum(each.agrees(_values(loaded).get(key)) for key, each in paper.values.items())
+    others = sum(value.agrees(_values(loaded).get(key)) for key, value in paper.values.items())
     print(f"\nAs in the paper: {others} more values.")
     return EXIT_DONE
 
@@ -56,7 +56,7 @@ def paper_of(name: str) -> Paper:
     Raises:
         UserError: the name begins with none that has a paper.
     """
-    known = [each for each in PAPERS if name == each or name.startswith(f"{each}_")]
+    known = [recipe for recipe in PAPERS if name == recipe or name.startswith(f"{recipe}_")]
     if not known:
         fix = f"Its name must be one of these, or begin with it and _: {', '.join(PAPERS)}."
         raise user_error(f"diff {name}", "no paper is known for it", fix)

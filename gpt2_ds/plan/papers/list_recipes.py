@@ -60,8 +60,8 @@ def list_recipes(args: Namespace) -> int:
         raise user_error(f"--gpu {args.gpu}", "not known", nearest(args.gpu, PEAK_BF16_FLOPS))
     if not 0 < args.mfu <= 1:
         raise user_error(f"--mfu {args.mfu}", "is no share of the peak", "Give 0.4, for example.")
-    found = sorted(map(listed, RECIPES.glob("*.yaml")), key=lambda each: each.flops)
-    rows = [_HEAD, *(_row(each, each.gpu_days(peak, args.mfu)) for each in found)]
+    found = sorted(map(listed, RECIPES.glob("*.yaml")), key=lambda recipe: recipe.flops)
+    rows = [_HEAD, *(_row(recipe, recipe.gpu_days(peak, args.mfu)) for recipe in found)]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         right = (f"{cell:>{w}}" for cell, w in zip(cells, wide[1:], strict=True))
@@ -94,13 +94,13 @@ def listed(path: Path) -> Listed:
     )
 
 
-def _row(each: Listed, days: float) -> tuple[str, ...]:
+def _row(recipe: Listed, days: float) -> tuple[str, ...]:
     return (
-        each.name,
-        f"{each.n_parameters:,}",
-        f"{each.n_unpadded:,}",
-        f"{each.tokens:,}",
-        f"{each.steps:,}",
-        f"{each.flops:.2e}",
+        recipe.name,
+        f"{recipe.n_parameters:,}",
+        f"{recipe.n_unpadded:,}",
+        f"{recipe.tokens:,}",
+        f"{recipe.steps:,}",
+        f"{recipe.flops:.2e}",
         f"{days:,.0f}" if days >= 100 else f"{days:.2g}" if days >= 0.01 else "< 0.01",
     )
