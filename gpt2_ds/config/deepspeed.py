@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_ds.config.derive import Derived
-from gpt2_ds.config.optimizer_section import OptimizerSection
-from gpt2_ds.config.recipe import Recipe
+from gpt2_ds.config.recipe import OptimizerSection, Recipe
 from gpt2_ds.config.section import Section
 from gpt2_ds.config.template import Template
 
