@@ -19,6 +19,7 @@ from gpt2_ds.checkpoint.file import done_now, save_state, trouble, write
 from gpt2_ds.checkpoint.folder import layout_of, quarantine, remove_partial
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
+    RECIPE,
     CheckpointManifest,
     FileRecord,
     complete_checkpoints,
@@ -29,8 +30,9 @@ from gpt2_ds.checkpoint.probe import PROBE_FILE
 from gpt2_ds.checkpoint.remote import Uploader
 from gpt2_ds.checkpoint.retention import delete, to_delete, validation_losses
 from gpt2_ds.config.errors import RunError, on_all_ranks
-from gpt2_ds.config.fingerprint import fingerprint
+from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.same_run import fingerprint
 from gpt2_ds.files.durable_file import sync
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.trouble import file_trouble
@@ -216,6 +218,8 @@ class Checkpoints:
         shutil.copytree(self._facts.tokenizer_dir, partial / "tokenizer")
         for name in RUN_FILES:
             shutil.copyfile(self._plan.run_dir / name, partial / name)
+        # What trained, even if somebody changed the file since: a job that resumes compares it.
+        write_text(partial / RECIPE, dump_recipe(self._plan.recipe))
         np.save(partial / PROBE_FILE, self._facts.probe)
         tokenizer = [file for file in (partial / "tokenizer").rglob("*") if file.is_file()]
         return [*tokenizer, *(partial / name for name in (*RUN_FILES, PROBE_FILE))]

@@ -21,7 +21,7 @@ from gpt2_ds.checkpoint.manifest import (
 from gpt2_ds.checkpoint.retention import best_step, delete, to_delete, validation_losses
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, user_error
 from gpt2_ds.config.recipe import CheckpointSection
-from gpt2_ds.config.recipe_file import load_recipe
+from gpt2_ds.config.recipe_file import load_stored
 from gpt2_ds.record.run_lock import RunLock
 
 
@@ -110,7 +110,7 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None, *, dry_run: 
 
 def _rules(run: Path, keep_last: int | None, keep_every: int | None) -> CheckpointSection:
     asked_folders(run, None)  # before a lock is put where no run is
-    rules = load_recipe(run / "recipe.yaml").recipe.checkpoint
+    rules = load_stored(run / "recipe.yaml").recipe.checkpoint
     changes = {}
     for key, option, value, least in (
         ("keep_last", "--keep-last", keep_last, 1),

@@ -12,10 +12,13 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt2_ds.config.errors import RunError, user_error
+from gpt2_ds.config.recipe_file import LoadedRecipe, load_stored
+from gpt2_ds.config.same_run import fingerprint, refuse_other
 from gpt2_ds.files.durable_file import sha256_of
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 MANIFEST = "manifest.json"
+RECIPE = "recipe.yaml"
 
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NOT_SEALED = '"sha256": ""'  # the manifest's own; no file's is empty
@@ -39,7 +42,7 @@ class CheckpointManifest(BaseModel):
         world_size: ranks that wrote it.
         zero_stage: of the template it was written with.
         dtype: precision.dtype.
-        recipe_fingerprint: sha256 of what changes the result.
+        recipe_fingerprint: sha256 of what changes the result; asked where no recipe was saved.
         data_fingerprint: of the dataset.
         versions: of torch, deepspeed and this project.
         files: path relative to the step directory to size and hash.
@@ -262,24 +265,47 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
     raise user_error(f"--run {run_dir}", "every checkpoint is damaged", "Restore a copy.")
 
 
+def saved_recipe(checkpoint: Path, manifest: CheckpointManifest) -> LoadedRecipe | None:
+    """The recipe in a step directory; None: there is none, or it is damaged.
+
+    Raises:
+        UserError: it is of a version that knew other keys.
+        RunError: it cannot be read.
+    """
+    record = manifest.files.get(RECIPE)
+    if record is None or not is_whole(checkpoint, RECIPE, record):
+        return None
+    return load_stored(checkpoint / RECIPE)
+
+
 def check_resumable(
     path: Path | str,
     manifest: CheckpointManifest,
     *,
-    dtype: str,
-    recipe_fingerprint: str,
+    stored: LoadedRecipe | None,
+    loaded: LoadedRecipe,
     data_fingerprint: str,
 ) -> None:
-    """Refuse to go on from the checkpoint of another run. Ranks and ZeRO stage may change.
+    """Refuse to resume from the checkpoint of another run. Ranks and ZeRO stage may change.
+
+    Args:
+        path: the step directory, or the address of a copy.
+        manifest: its manifest.
+        stored: the recipe in it; None: there is none, and the manifest's hash counts.
+        loaded: the recipe to resume with.
+        data_fingerprint: of the data to resume with.
 
     Raises:
-        UserError: another number format, recipe or dataset.
+        UserError: another recipe or dataset.
     """
-    if manifest.recipe_fingerprint != recipe_fingerprint or manifest.dtype != dtype:
+    now = fingerprint(loaded.recipe, manifest.tokens_seen)
+    if stored is not None:
+        refuse_other(stored, loaded, manifest.tokens_seen)
+    elif manifest.recipe_fingerprint != now:
         raise user_error(
             f"{path}: recipe_fingerprint",
             f"written by another recipe ({manifest.recipe_fingerprint[:12]}, {manifest.dtype}) "
-            f"than this one ({recipe_fingerprint[:12]}, {dtype})",
+            f"than this one ({now[:12]}, {loaded.recipe.precision.dtype})",
             "Train with the recipe of this run, or use another --run-dir.",
         )
     if manifest.data_fingerprint != data_fingerprint:

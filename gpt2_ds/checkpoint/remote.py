@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 from gpt2_ds.checkpoint.folder import quarantine
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
+    RECIPE,
     CheckpointManifest,
     FileRecord,
     is_inside,
@@ -19,6 +21,7 @@ from gpt2_ds.checkpoint.manifest import (
 )
 from gpt2_ds.checkpoint.remote_files import RemoteFiles, warn
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.recipe_file import LoadedRecipe, parse_stored
 from gpt2_ds.files.claimed_file import writing
 from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
@@ -151,6 +154,21 @@ class RemoteCheckpoints:
         if manifest is None or manifest.step != step:
             raise Damaged(f"{self.files.at(name)}: damaged")
         return raw, manifest
+
+    def recipe(self, manifest: CheckpointManifest) -> LoadedRecipe | None:
+        """The recipe in a copy; None: there is none.
+
+        Raises:
+            Damaged: it is not what was uploaded.
+            UserError: it is of a version that knew other keys.
+        """
+        if (record := manifest.files.get(RECIPE)) is None:
+            return None
+        name = f"{step_name(manifest.step)}/{RECIPE}"
+        raw, where = self.files.read(name), self.files.at(name)
+        if raw is None or hashlib.sha256(raw).hexdigest() != record.sha256:
+            raise Damaged(f"{where}: {'not there' if raw is None else 'damaged'}")
+        return parse_stored(raw.decode(errors="replace"), where)
 
     def prune(self, keep: Iterable[int]) -> None:
         """Delete the copies of all other steps, finished or not; never the newest complete one."""

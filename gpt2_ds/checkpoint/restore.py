@@ -22,12 +22,12 @@ from gpt2_ds.checkpoint.manifest import (
     check_resumable,
     damaged_files,
     is_whole,
+    saved_recipe,
     step_name,
 )
 from gpt2_ds.checkpoint.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.checkpoint.remote import Damaged
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks, user_error
-from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.hosts.launcher import rank, world_size
@@ -144,7 +144,13 @@ def _fetch(
         remote = remote_of(plan, fetching)
         try:
             manifest = remote.manifest(step)
-            _check_resumable(plan, remote.files.at(step_name(step)), manifest, data_fingerprint)
+            check_resumable(
+                remote.files.at(step_name(step)),
+                manifest,
+                stored=remote.recipe(manifest),
+                loaded=plan.loaded,
+                data_fingerprint=data_fingerprint,
+            )
             say(
                 f"{remote.files.at(step_name(step))}: fetching this copy; this disk has no such one"
             )
@@ -191,25 +197,20 @@ def _damage(path: Path, manifest: CheckpointManifest | None, heartbeat: Heartbea
     return f"{path / name}: not what was saved"
 
 
-def _check_resumable(
-    plan: RunPlan, where: Path | str, manifest: CheckpointManifest, data_fingerprint: str
-) -> None:
-    check_resumable(
-        where,
-        manifest,
-        dtype=plan.recipe.precision.dtype,
-        recipe_fingerprint=fingerprint(plan.recipe, manifest.tokens_seen),
-        data_fingerprint=data_fingerprint,
-    )
-
-
 def _check_together(
     plan: RunPlan, path: Path, manifest: CheckpointManifest, data_fingerprint: str
 ) -> None:
     """Refuse, on every rank, what one rank refuses. Collective."""
+    stored = by_rank_0(lambda: saved_recipe(path, manifest))
     faults: tuple[Fault, ...] = ()
     try:
-        _check_resumable(plan, path, manifest, data_fingerprint)
+        check_resumable(
+            path,
+            manifest,
+            stored=stored,
+            loaded=plan.loaded,
+            data_fingerprint=data_fingerprint,
+        )
         check_pickles(path, pickle_names(path)[rank() :: world_size()])
     except UserError as error:
         faults = error.faults

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from gpt2_ds.config.section import (
     Fraction,
+    Introduced,
     NotNegative,
     NotNegativeFloat,
     Positive,
@@ -98,13 +99,13 @@ class DataSection(Section):
     path: Annotated[str, Field(min_length=1)] | None = None
     """Folder that launch/prepare_data.py wrote, or its address: s3://, gs://, hf://, http(s)://.
     Not part of what makes two recipes differ: the data's own fingerprint is."""
-    sources: dict[SourceName, SourceSection] | None = None
+    sources: Annotated[dict[SourceName, SourceSection] | None, Introduced(None)] = None
     """Several datasets, mixed by weight; each goes through its own epochs. Instead of path."""
     phases: list[PhaseSection] = Field(default_factory=list)
     """Other weights of the sources from some point of the run on, in order."""
     seq_length: Positive
     """Tokens of one training sequence; at most model.n_positions."""
-    lanes: NotNegative = 0
+    lanes: Annotated[NotNegative, Introduced(0)] = 0
     """0: a sample is drawn from all shards. N: N shards of each dataset are read at a time, each
     shuffled in itself, and then the next ones; for streamed data larger than the cache."""
     document_mask: bool = False
@@ -135,7 +136,7 @@ class BatchSection(Section):
     """Tokens of one optimizer step, over all ranks."""
     micro_batch_size: Positive
     """Sequences of a forward pass of one rank; fewer where a stair of the ramp has too few."""
-    ramp: RampSection | None = None
+    ramp: Annotated[RampSection | None, Introduced(None)] = None
     """Not set: every step has global_batch_tokens."""
 
 
@@ -147,9 +148,9 @@ class OptimizerSection(Section):
     Muon for the matrices of the blocks, AdamW for all else."""
     lr: PositiveFloat
     """Peak learning rate of AdamW, reached after the warm-up."""
-    muon_lr: Annotated[PositiveFloat | None, Field(validate_default=True)] = None
+    muon_lr: Annotated[PositiveFloat | None, Field(validate_default=True), Introduced(None)] = None
     """Peak learning rate of Muon, for example 0.02; it rises and falls as lr does."""
-    muon_momentum: Annotated[Fraction | None, Field(validate_default=True)] = None
+    muon_momentum: Annotated[Fraction | None, Field(validate_default=True), Introduced(None)] = None
     """Decay rate of Muon's momentum, for example 0.95."""
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     """Decay rates of Adam's first and second moment."""

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
 from gpt2_ds.config.recipe import AnySchedule, Recipe, Schedule
+from gpt2_ds.config.section import ABSENT, STORED
 from gpt2_ds.config.twin import twin_values
 from gpt2_ds.config.yaml_document import parse_yaml, read_text, scalar
 
@@ -93,6 +94,40 @@ def load_recipe(
     return LoadedRecipe(recipe, file, origins, twin_ranks is not None)
 
 
+def load_stored(path: Path) -> LoadedRecipe:
+    """`parse_stored` of a recipe.yaml in a run directory or a checkpoint."""
+    return parse_stored(read_text(path, "recipe", ".yaml"), str(path))
+
+
+def parse_stored(text: str, file: str) -> LoadedRecipe:
+    """The recipe that a run wrote down.
+
+    A key that came after the run began has the value it was introduced with, never today's default.
+
+    Args:
+        text: of the recipe.yaml.
+        file: its name, for messages.
+
+    Raises:
+        UserError: it is damaged, or of a version that knew other keys.
+    """
+    values, lines = parse_yaml(text, file)
+    origins = {".".join(key): f"{file}:{line}" for key, line in lines.items()}
+    try:
+        return LoadedRecipe(Recipe.model_validate(values, context=STORED), file, origins)
+    except ValidationError as error:
+        raise UserError(*(_stored_fault(detail, file) for detail in error.errors())) from None
+
+
+def _stored_fault(detail: ErrorDetails, file: str) -> Fault:
+    fault = fault_of(detail, Recipe, file, {})
+    if detail["type"] != "extra_forbidden":
+        return fault
+    what = f"is {_shown(detail['input'])}, and this version knows no such key"
+    fix = "Use the version that wrote it: environment.json beside it has the commit."
+    return Fault(fault.where, what, fix)
+
+
 def _apply_override(values: dict[str, Any], origins: dict[str, str], override: str) -> None:
     """Put one `section.key=value` into the parsed file."""
     key, equals, text = override.partition("=")
@@ -129,6 +164,8 @@ def fault_of(
 ) -> Fault:
     """One of pydantic's findings in this project's words."""
     kind, given = detail["type"], _shown(detail["input"])
+    if detail["input"] is ABSENT:
+        kind = "missing"
     path, model, field = _locate(detail["loc"], schema)
     key = ".".join([*path, "name"] if kind.startswith("union_tag") else path)
     where = f"{'--set' if _is_override(key, origins) else file}: {key}"

@@ -11,7 +11,6 @@ from typing import Any
 from gpt2_ds.config.deepspeed import deepspeed_config
 from gpt2_ds.config.derive import Derived, derive
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.config.fingerprint import result_keys
 from gpt2_ds.config.lint.findings import Finding
 from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.model_shape import ModelShape
@@ -120,33 +119,6 @@ def resolve_run(
 def default_run_dir(loaded: LoadedRecipe) -> Path:
     """Where a recipe's run is written without --run-dir."""
     return Path("runs") / loaded.name
-
-
-def check_same_run(plan: RunPlan) -> None:
-    """Refuse a run directory that holds a run of another recipe.
-
-    Raises:
-        UserError: names each key that changes the result and differs.
-    """
-    written = plan.run_dir / "recipe.yaml"
-    for folder in (plan.run_dir, *plan.run_dir.parents):
-        if folder.exists() and not folder.is_dir():
-            raise user_error(f"--run-dir {plan.run_dir}", f"{folder} is a file", "Name a folder.")
-    if not written.exists():
-        return
-    before, now = result_keys(load_recipe(written).recipe), result_keys(plan.recipe)
-    faults = [
-        Fault(
-            f"{written}: {key}",
-            f"this run began with {before.get(key)!r}, and {plan.loaded.file} now gives "
-            f"{now.get(key)!r}",
-            "Set it back, or start a new run with --run-dir runs/NAME.",
-        )
-        for key in [*before, *(now.keys() - before.keys())]
-        if before.get(key) != now.get(key)
-    ]
-    if faults:
-        raise UserError(*faults)
 
 
 def describe(plan: RunPlan) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.config.recipe_file import load_recipe
+from gpt2_ds.config.recipe_file import load_stored
 from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.evaluation.generation import generate
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
@@ -29,7 +29,7 @@ def load_for_sampling(run_dir: Path, checkpoint: Path) -> tuple[GPT2LMHeadModel,
             checkpoint would run something when it is loaded.
     """
     check_pickles(checkpoint, pickle_names(checkpoint))
-    recipe = load_recipe(run_dir / "recipe.yaml").recipe
+    recipe = load_stored(run_dir / "recipe.yaml").recipe
     tokenizer = Tokenizer.open(checkpoint / "tokenizer")
     model = GPT2LMHeadModel(GPT2Config(**model_fields(recipe, tokenizer.n_vocab)))
     model.load_state_dict(load_fp32_weights(checkpoint))

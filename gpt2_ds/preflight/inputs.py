@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2_ds.checkpoint.manifest import check_resumable, complete_checkpoints
+from gpt2_ds.checkpoint.manifest import check_resumable, complete_checkpoints, saved_recipe
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.config.fingerprint import fingerprint
-from gpt2_ds.config.run_plan import RunPlan, check_same_run
+from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.same_run import check_same_run
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
@@ -22,8 +22,8 @@ def open_inputs(plan: RunPlan) -> Corpus:
         UserError: the run directory holds another run; a dataset is missing, broken, made with
             another tokenizer or too small; the newest checkpoint cannot go on in this job.
     """
-    check_same_run(plan)
     recipe, loaded = plan.recipe, plan.loaded
+    check_same_run(plan.run_dir, loaded)
     if recipe.data.prepare is not None:
         _prepare_once(plan)
     corpus = Corpus.open(recipe.data, loaded.where)
@@ -42,8 +42,8 @@ def open_inputs(plan: RunPlan) -> Corpus:
         check_resumable(
             path,
             manifest,
-            dtype=recipe.precision.dtype,
-            recipe_fingerprint=fingerprint(recipe, manifest.tokens_seen),
+            stored=saved_recipe(path, manifest),
+            loaded=loaded,
             data_fingerprint=corpus.fingerprint,
         )
     return corpus

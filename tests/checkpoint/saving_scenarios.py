@@ -19,6 +19,7 @@ import torch
 
 from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.recipe_file import load_stored
 from tests.checkpoint.saved_files import contents
 from tests.small_run import small_plan
 
@@ -158,6 +159,7 @@ def while_it_writes(bench: Bench) -> Found:
         save(state, target)
 
     saver = bench.checkpoints("held")
+    (run / "recipe.yaml").write_text("changed by hand while it trains")
     with saving(held):
         found: Found = {"written before": saver.written}
         saver.begin(progress(1))
@@ -177,6 +179,8 @@ def while_it_writes(bench: Bench) -> Found:
         bench.weight().copy_(before)
     found["first is of before"] = torch.equal(saved_weight(run, 1), before)
     found["second is of after"] = torch.equal(saved_weight(run, 2), before + 1.0)
+    stored = load_stored(run / "checkpoints/step_00000001/recipe.yaml")
+    found["recipe is what trained"] = stored.recipe == bench.plan("held").recipe
     return found
 
 

@@ -72,6 +72,7 @@ def test_what_changes_after_begin_does_not_reach_the_file(alone: dict[str, Found
     found = alone["while_it_writes"]
     assert found["first is of before"]
     assert found["second is of after"]
+    assert found["recipe is what trained"]
 
 
 @pytest.mark.parametrize("behind", ["true", "false"])

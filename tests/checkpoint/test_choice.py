@@ -13,7 +13,10 @@ from gpt2_ds.checkpoint.manifest import (
     choose_checkpoint,
     step_name,
 )
+from gpt2_ds.config.recipe_file import LoadedRecipe
+from gpt2_ds.config.same_run import fingerprint
 from tests.checkpoint.saved_files import flip, manifest_of, refusal, save
+from tests.config.small_recipe import load_small
 
 
 def test_the_newest_or_the_asked_one_is_chosen(tmp_path: Path) -> None:
@@ -85,36 +88,51 @@ def test_no_step_but_damaged_ones(tmp_path: Path) -> None:
 
 
 def resumable(
-    dtype: str = "bf16",
-    recipe_fingerprint: str = "r" * 64,
+    loaded: LoadedRecipe,
+    stored: LoadedRecipe | None = None,
     data_fingerprint: str = "d" * 64,
+    saved_hash: str = "",
 ) -> None:
+    """Resume from a checkpoint with one recipe in it, or with a hash alone."""
+    known = saved_hash or fingerprint(loaded.recipe, 256)
     check_resumable(
         Path("step"),
-        manifest_of(1, {}),
-        dtype=dtype,
-        recipe_fingerprint=recipe_fingerprint,
+        manifest_of(1, {}, recipe_fingerprint=known, dtype="fp32"),
+        stored=stored,
+        loaded=loaded,
         data_fingerprint=data_fingerprint,
     )
 
 
-def test_the_same_job_may_go_on() -> None:
-    resumable()
+def test_the_same_job_may_go_on(tmp_path: Path) -> None:
+    loaded = load_small(tmp_path)
+    resumable(loaded)
+    resumable(loaded, stored=loaded, saved_hash="r" * 64)  # the recipe itself says more
 
 
-def test_another_recipe() -> None:
-    for message, given in (
-        (refusal(lambda: resumable(recipe_fingerprint="s" * 64)), "ssssssssssss, bf16"),
-        (refusal(lambda: resumable(dtype="fp32")), "rrrrrrrrrrrr, fp32"),
-    ):
-        assert message == (
-            "step: recipe_fingerprint: written by another recipe (rrrrrrrrrrrr, bf16) than "
-            f"this one ({given}). Train with the recipe of this run, or use another --run-dir."
+def test_another_recipe(tmp_path: Path) -> None:
+    for overrides, dtype in ((["seed=2"], "fp32"), (["precision.dtype=bf16"], "bf16")):
+        loaded = load_small(tmp_path, *overrides)
+        now = fingerprint(loaded.recipe, 256)[:12]
+        saved = fingerprint(load_small(tmp_path).recipe, 256)
+        assert refusal(lambda loaded=loaded, saved=saved: resumable(loaded, saved_hash=saved)) == (
+            f"step: recipe_fingerprint: written by another recipe ({saved[:12]}, fp32) than this "
+            f"one ({now}, {dtype}). Train with the recipe of this run, or use another --run-dir."
         )
 
 
-def test_other_data() -> None:
-    assert refusal(lambda: resumable(data_fingerprint="e" * 64)) == (
+def test_another_recipe_is_in_the_checkpoint(tmp_path: Path) -> None:
+    stored, loaded = load_small(tmp_path), load_small(tmp_path, "seed=2")
+    file = tmp_path / "small.yaml"
+    assert refusal(lambda: resumable(loaded, stored)) == (
+        f"{file}: seed: this run began with 1, and {file} now gives 2. Set it back, or start a new "
+        "run with --run-dir runs/NAME."
+    )
+
+
+def test_other_data(tmp_path: Path) -> None:
+    loaded = load_small(tmp_path)
+    assert refusal(lambda: resumable(loaded, data_fingerprint="e" * 64)) == (
         "step: data_fingerprint: this run has read dddddddddddd, and the recipe's data now is "
         "eeeeeeeeeeee. Point data.path or data.sources at the data of this run, in its order; or "
         "use another --run-dir."

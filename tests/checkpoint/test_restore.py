@@ -208,7 +208,8 @@ def test_the_newest_that_is_right_is_taken_wherever_it_is(data: Path, tmp_path: 
         "--strict to go on from the checkpoint before."
     )
     assert said["foreign"].startswith(
-        f"UserError: {tmp_path}/foreign_copies/foreign/step_00000006: recipe_fingerprint: written"
+        f"UserError: {tmp_path}/foreign_copies/foreign/step_00000006/recipe.yaml: optimizer.lr: "
+        "this run began with 0.003, and "
     )
     assert list((tmp_path / "foreign/checkpoints").glob("step_*")) == []  # nothing was fetched
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.recipe_file import dump_recipe, load_recipe
+from gpt2_ds.config.same_run import fingerprint
 from tests.config.small_recipe import faults_of, load_small
 
 LR = "It is: Peak learning rate of Muon, for example 0.02; it rises and falls as lr does."

@@ -1,16 +1,16 @@
-"""A run is resolved as a whole, and continued only by the recipe it began with."""
+"""A run is resolved as a whole."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from gpt2_ds.config.derive import Derived
-from gpt2_ds.config.recipe_file import dump_recipe, flatten
-from gpt2_ds.config.run_plan import RunPlan, check_same_run, describe, resolve_run
+from gpt2_ds.config.recipe_file import flatten
+from gpt2_ds.config.run_plan import RunPlan, describe, resolve_run
 from tests.config.small_recipe import faults_of, only_fault, small_file
 
 
@@ -22,15 +22,6 @@ def plan_with(folder: Path, *overrides: str, max_steps: int | None = None) -> Ru
         run_dir=folder / "run",
         max_steps=max_steps,
     )
-
-
-def begun(folder: Path, *overrides: str) -> Path:
-    """A run directory that began with these overrides; its recipe.yaml."""
-    plan = plan_with(folder, *overrides)
-    plan.run_dir.mkdir()
-    written = plan.run_dir / "recipe.yaml"
-    written.write_text(dump_recipe(plan.recipe))
-    return written
 
 
 def test_the_run_directory_is_named_after_the_recipe(tmp_path: Path) -> None:
@@ -101,84 +92,6 @@ def test_what_the_linter_calls_of_no_use_is_a_warning(tmp_path: Path) -> None:
     )
     assert describe(plan).endswith(f"\n{warning}")
     assert plan_with(tmp_path).warnings == ()
-
-
-def test_a_new_run_and_the_same_run_go_on(tmp_path: Path) -> None:
-    check_same_run(plan_with(tmp_path))
-    begun(tmp_path)
-    check_same_run(plan_with(tmp_path))
-
-
-def test_each_key_that_differs_is_named(tmp_path: Path) -> None:
-    written = begun(tmp_path, "optimizer.lr=1e-2", "model.n_layer=3")
-    faults = faults_of(lambda: check_same_run(plan_with(tmp_path, "seed=5")))
-    assert [fault.where for fault in faults] == [
-        f"{written}: {key}" for key in ("seed", "model.n_layer", "optimizer.lr")
-    ]
-    assert str(faults[2]) == (
-        f"{written}: optimizer.lr: this run began with 0.01, and {tmp_path / 'small.yaml'} now "
-        "gives 0.001. Set it back, or start a new run with --run-dir runs/NAME."
-    )
-
-
-def test_a_key_that_is_new_or_gone_is_named(tmp_path: Path) -> None:
-    constant = "schedule={name: constant, total_tokens: 10240, warmup_tokens: 1024}"
-    written = begun(tmp_path, constant)
-    faults = faults_of(lambda: check_same_run(plan_with(tmp_path)))
-    assert {fault.where.removeprefix(f"{written}: schedule.") for fault in faults} == {
-        "name",
-        "decay_tokens",
-        "min_lr",
-    }
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "template=ds_configs/zero3.json",
-        "batch.micro_batch_size=1",
-        "data.path=elsewhere",
-        "data.prepare={inputs: [x]}",
-        "checkpoint.interval_steps=1",
-        "checkpoint.keep_last=9",
-        "logging.interval_steps=1",
-    ],
-)
-def test_what_changes_no_result_may_differ(tmp_path: Path, override: str) -> None:
-    begun(tmp_path)
-    check_same_run(plan_with(tmp_path, override))
-
-
-def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "run"
-    file.touch()
-    plan = plan_with(tmp_path)
-    assert only_fault(lambda: check_same_run(plan)) == (
-        f"--run-dir {file}: {file} is a file. Name a folder."
-    )
-    below = replace(plan, run_dir=file / "below")
-    assert only_fault(lambda: check_same_run(below)) == (
-        f"--run-dir {file / 'below'}: {file} is a file. Name a folder."
-    )
-
-
-@pytest.mark.parametrize(
-    "content, what",
-    [(b"\xff", "not UTF-8 text at byte 0"), (b"a: [", "not YAML"), (b"[1]", "not a mapping")],
-)
-def test_a_damaged_recipe_in_the_run_directory(tmp_path: Path, content: bytes, what: str) -> None:
-    written = begun(tmp_path)
-    written.write_bytes(content)
-    message = only_fault(lambda: check_same_run(plan_with(tmp_path)))
-    assert message.startswith(str(written))
-    assert what in message
-
-
-def test_a_cut_recipe_in_the_run_directory(tmp_path: Path) -> None:
-    written = begun(tmp_path)
-    written.write_text(written.read_text()[:100])
-    faults = faults_of(lambda: check_same_run(plan_with(tmp_path)))
-    assert all(fault.where.startswith(str(written)) for fault in faults)
 
 
 def test_the_description_has_every_key_with_its_origin(tmp_path: Path) -> None:

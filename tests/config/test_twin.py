@@ -9,10 +9,10 @@ import pytest
 
 from gpt2_ds.config.batches import stretches
 from gpt2_ds.config.derive import derive
-from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.recipe import ConstantSchedule, CosineSchedule, Recipe
 from gpt2_ds.config.recipe_file import flatten, load_recipe
 from gpt2_ds.config.run_plan import resolve_run
+from gpt2_ds.config.same_run import fingerprint
 from tests.config.small_recipe import SMALL, load_small, small_file
 from tests.conftest import REPOSITORY
 

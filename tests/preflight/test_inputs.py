@@ -11,9 +11,9 @@ import pytest
 
 from gpt2_ds.checkpoint.manifest import MANIFEST, seal, step_name
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.config.fingerprint import fingerprint
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.config.same_run import fingerprint
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare

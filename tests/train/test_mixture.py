@@ -50,7 +50,8 @@ def test_a_mixture_is_trained_on_logged_and_resumed(tmp_path: Path) -> None:
     sources = two_sources(tmp_path)
     ((first, early, late),) = run_ranks(stopped_and_resumed, 1, tmp_path, tmp_path, sources)
     assert (first, late) == ("", "")
-    assert "recipe_fingerprint: written by another recipe" in early
+    assert f"{tmp_path}/run/checkpoints/step_00000004/recipe.yaml: data.phases.0." in early
+    assert "data.phases.0.from_tokens: this run began with None, and " in early
     tokens = metrics_of(
         tmp_path / "run", "step", "tokens_seen", "tokens_seen_code", "tokens_seen_tests"
     )
