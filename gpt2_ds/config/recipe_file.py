@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from gpt2_ds.config.errors import Fault, UserError, nearest, user_error
-from gpt2_ds.config.recipe import AnySchedule, Recipe, Schedule
+from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.section import ABSENT, STORED
 from gpt2_ds.config.twin import twin_values
 from gpt2_ds.config.yaml_document import parse_yaml, read_text, scalar
@@ -166,29 +166,30 @@ def fault_of(
     kind, given = detail["type"], _shown(detail["input"])
     if detail["input"] is ABSENT:
         kind = "missing"
-    path, model, field = _locate(detail["loc"], schema)
-    key = ".".join([*path, "name"] if kind.startswith("union_tag") else path)
+    place = _locate(detail["loc"], schema)
+    field = place.field
+    *around, last = place.path or [""]
+    section = ".".join(around)
+    key = ".".join([*place.path, "name"] if kind.startswith("union_tag") else place.path)
     where = f"{'--set' if _is_override(key, origins) else file}: {key}"
     meaning = f"It is: {_one_line(field.description)}" if field and field.description else ""
-    if kind == "extra_forbidden" and model and issubclass(model, Schedule):
-        shapes = {_literals(m.model_fields)[0]: m for m in _models_of(AnySchedule)}
-        others = [str(name) for name, shape in shapes.items() if path[-1] in shape.model_fields]
-        if others:
+    if kind == "extra_forbidden":
+        if others := [_tag(other) for other in place.variants if last in other.model_fields]:
             return Fault(
                 where,
-                f"no key of a {_literals(model.model_fields)[0]} schedule",
-                f"Remove it, or set schedule.name to {' or '.join(others)}.",
+                f"no key of a {_tag(place.section)} {section}",
+                f"Remove it, or set {section}.name to {' or '.join(others)}.",
             )
-    if kind == "extra_forbidden":
-        return Fault(where, "no such key", nearest(path[-1], _names(model)))
+        return Fault(where, "no such key", nearest(last, list(place.section.model_fields)))
     if kind == "missing":
         return Fault(where, "missing", f"Add it. {meaning}".strip())
     if kind == "union_tag_not_found":
-        return Fault(where, "missing", "Known here: constant, cosine, wsd.")
+        known = sorted(map(_tag, sections_of(field.annotation if field else None)))
+        return Fault(where, "missing", f"Known here: {', '.join(known)}.")
     if kind == "union_tag_invalid":
-        tags = detail["ctx"]["expected_tags"].replace("'", "")
+        known_tags = detail["ctx"]["expected_tags"].replace("'", "")
         name = _shown(detail["input"]["name"])
-        return Fault(where, f"no such schedule: {name}", f"Known here: {tags}.")
+        return Fault(where, f"no such {last}: {name}", f"Known here: {known_tags}.")
     if kind in ("model_type", "model_attributes_type"):
         return Fault(where, f"is {given}, not a section", "Give it its keys.")
     wanted = detail["msg"].partition(" should ")[2].removesuffix(f", not {_length(detail)}")
@@ -234,58 +235,64 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _names(model: type[BaseModel] | None) -> list[str]:
-    return list(model.model_fields) if model else []
+class _Place(NamedTuple):
+    """Where in a schema a finding is."""
+
+    path: list[str]  # the key, in parts
+    section: type[BaseModel]  # the innermost that holds it
+    variants: list[type[BaseModel]]  # of which the section is one, chosen by `name`; or none
+    field: FieldInfo | None  # the key's, or that of the mapping or list around it
 
 
-def _models_of(annotation: object) -> list[type[BaseModel]]:
-    """The schema classes inside an annotation: itself, or the members of a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [m for a in typing.get_args(annotation) for m in _models_of(a)]
-    return []
-
-
-def _item_models(annotation: object) -> list[type[BaseModel]]:
-    """The schema classes of what is in a list or a mapping; none for any other annotation."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (dict, list):
-        return _models_of(arguments[-1])
-    if origin in (typing.Union, types.UnionType):
-        return [m for each in arguments for m in _item_models(each)]
-    return []
-
-
-def _locate(
-    loc: tuple[int | str, ...], schema: type[BaseModel]
-) -> tuple[list[str], type[BaseModel] | None, FieldInfo | None]:
-    """Key path, enclosing schema and field of a finding; a union's tag is no part of the path."""
+def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> _Place:
+    """The place that pydantic's `loc` means; there the name of a variant is a step of its own."""
     path: list[str] = []
-    model: type[BaseModel] | None = schema
-    field: FieldInfo | None = None
-    candidates = [schema]
-    inner: list[type[BaseModel]] = []
+    section, variants, field = schema, list[type[BaseModel]](), None
+    inside: object = schema
     for step in loc:
-        tagged = [
-            m for m in candidates if len(candidates) > 1 and step in _literals(m.model_fields)
-        ]
-        if tagged:
-            candidates, model = tagged, tagged[0]
+        sections = sections_of(inside)
+        if len(sections) > 1:
+            variants = sections
+            inside = next(variant for variant in variants if _tag(variant) == step)
             continue
         path.append(str(step))
-        if inner:  # a name in a mapping of sections, or a number in a list of them
-            candidates, inner = inner, []
-            continue
-        model = candidates[0] if candidates else model
-        field = model.model_fields.get(str(step)) if model and candidates else field
-        inner = _item_models(field.annotation) if field and candidates else []
-        candidates = _models_of(field.annotation) if field and candidates else []
-    return path, model, field
+        if sections:
+            section = sections[0]
+            field = section.model_fields.get(str(step))
+            inside = field.annotation if field else None
+        else:
+            inside = item_of(inside)
+    return _Place(path, section, variants if section in variants else [], field)
 
 
-def _literals(fields: dict[str, FieldInfo]) -> tuple[object, ...]:
-    return typing.get_args(fields["name"].annotation) if "name" in fields else ()
+def sections_of(annotation: object) -> list[type[BaseModel]]:
+    """The section that a value is, or the variants that it may be; none for plain values."""
+    options = _options(annotation)
+    return [
+        option for option in options if isinstance(option, type) and issubclass(option, BaseModel)
+    ]
+
+
+def item_of(annotation: object) -> object:
+    """The annotation of what is in a mapping or a list; None for any other."""
+    for option in _options(annotation):
+        if typing.get_origin(option) in (dict, list):
+            return typing.get_args(option)[-1]
+    return None
+
+
+def _options(annotation: object) -> list[object]:
+    """The types that an annotation takes: itself, or the members of a union."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [option for part in typing.get_args(annotation) for option in _options(part)]
+    return [annotation]
+
+
+def _tag(variant: type[BaseModel]) -> str:
+    """The name that a variant is chosen by."""
+    return str(typing.get_args(variant.model_fields["name"].annotation)[0])
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -33,7 +33,14 @@ from gpt2_ds.config.recipe import (
     Section,
     SourceSection,
 )
-from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe, load_stored
+from gpt2_ds.config.recipe_file import (
+    LoadedRecipe,
+    flatten,
+    item_of,
+    load_recipe,
+    load_stored,
+    sections_of,
+)
 from gpt2_ds.config.same_run import MAY_CHANGE, check_same_run, fingerprint
 from gpt2_ds.config.section import Introduced, introduced
 from gpt2_ds.config.yaml_document import parse_yaml
@@ -281,9 +288,9 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
     """Every section of a recipe with its path; `*` stands for a name in a mapping or list."""
     yield path, model
     for name, field in model.model_fields.items():
-        for inner in recipe_file._models_of(field.annotation):
+        for inner in sections_of(field.annotation):
             yield from sections(inner, f"{path}{name}.")
-        for inner in recipe_file._item_models(field.annotation):
+        for inner in sections_of(item_of(field.annotation)):
             yield from sections(inner, f"{path}{name}.*.")
 
 

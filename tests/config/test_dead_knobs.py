@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from gpt2_ds.config import recipe, template
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.recipe import Recipe
-from gpt2_ds.config.recipe_file import _models_of, load_recipe
+from gpt2_ds.config.recipe_file import load_recipe, sections_of
 from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_file import load_template
@@ -30,7 +30,7 @@ TEMPLATES = sorted((ROOT / "ds_configs").glob("*.json"))
 def leaves(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, str]]:
     """Section and name of every value in a schema."""
     for name, field in model.model_fields.items():
-        inner = _models_of(field.annotation)
+        inner = sections_of(field.annotation)
         for each in inner:
             yield from leaves(each, name)
         if not inner:
@@ -98,7 +98,7 @@ def test_every_field_says_what_it_is(subtests: pytest.Subtests) -> None:
         with subtests.test(section.__name__):
             assert section.__doc__
             for name, field in section.model_fields.items():
-                assert field.description or _models_of(field.annotation), name
+                assert field.description or sections_of(field.annotation), name
             assert section.model_config["extra"] == "forbid"
             assert section.model_config["strict"]
             assert section.model_config["frozen"]

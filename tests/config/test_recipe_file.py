@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
+from gpt2_ds.config import recipe_file
+from gpt2_ds.config.recipe import ConstantSchedule, CosineSchedule, Recipe, Schedule
 from gpt2_ds.config.recipe_file import flatten, load_recipe
 from tests.config.small_recipe import (
     SMALL,
@@ -121,6 +125,47 @@ def test_keys_of_another_schedule(tmp_path: Path) -> None:
     ]
     assert [f.where for f in faults_of(lambda: load_small(tmp_path, "schedule.name=wsd"))] == [
         f"{file}: schedule.stable_tokens"
+    ]
+
+
+def test_a_schedule_that_has_come_is_known_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Linear(Schedule):
+        name: Literal["linear"]
+        min_lr: float
+        floor_tokens: int
+
+    class WithLinear(Recipe):
+        schedule: Annotated[CosineSchedule | ConstantSchedule | Linear, Field(discriminator="name")]  # type: ignore[assignment]
+
+    monkeypatch.setattr(recipe_file, "Recipe", WithLinear)
+    file = tmp_path / "small.yaml"
+    for overrides, text, said in (
+        (
+            ["schedule.name=cosin"],
+            SMALL,
+            "no such schedule: 'cosin'. Known here: cosine, constant, ",
+        ),
+        (
+            [],
+            SMALL.replace("  name: cosine\n", ""),
+            "missing. Known here: constant, cosine, linear.",
+        ),
+    ):
+        message = only_fault(lambda o=overrides, t=text: load_small(tmp_path, *o, text=t))
+        assert message.partition(": ")[2].startswith(f"schedule.name: {said}")
+    faults = faults_of(lambda: load_small(tmp_path, "schedule.name=constant"))
+    assert [str(fault) for fault in faults] == [
+        f"{file}: schedule.{key}: no key of a constant schedule. "
+        f"Remove it, or set schedule.name to {names}."
+        for key, names in (("decay_tokens", "cosine"), ("min_lr", "cosine or linear"))
+    ]
+    faults = faults_of(lambda: load_small(tmp_path, "schedule.name=linear"))
+    assert [str(fault) for fault in faults] == [
+        f"{file}: schedule.floor_tokens: missing. Add it.",
+        f"{file}: schedule.decay_tokens: no key of a linear schedule. Remove it, or set "
+        "schedule.name to cosine.",
     ]
 
 
