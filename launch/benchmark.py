@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt2_ds.config.deepspeed_release import check_deepspeed
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of, user_error
 from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.hosts.launcher import adopt_launcher_variables, world_size
@@ -34,6 +35,7 @@ def main() -> int:
     args = arguments()
     load_node_environment()
     adopt_launcher_variables()
+    check_deepspeed()
     if args.plain_torch and world_size() > 1:
         raise user_error("--plain-torch", f"with {world_size()} ranks", "Start it with one rank.")
     if args.steps < 1 or args.warmup_steps < 0:
@@ -42,15 +44,13 @@ def main() -> int:
         resolve_run(args.recipe, world_size=world_size(), template_file=t, overrides=args.set)
         for t in args.template or [None]
     ]
-
     from gpt2_ds.parallel.process_group import join, leave
     from gpt2_ds.train.benchmark import benchmark  # torch and deepspeed: after the quick checks
 
     def measure() -> int:
         join()
-        benchmark(
-            plans, steps=args.steps, warmup_steps=args.warmup_steps, plain_torch=args.plain_torch
-        )
+        counts = {"steps": args.steps, "warmup_steps": args.warmup_steps}
+        benchmark(plans, plain_torch=args.plain_torch, **counts)
         return EXIT_DONE
 
     leave(exit_code_of(measure))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt2_ds.config.deepspeed_release import check_deepspeed
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
 from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.hosts.hostfile import check_hostfile
@@ -20,6 +21,7 @@ def main() -> int:
     args = parse(sys.argv[1:])
     load_node_environment()
     adopt_launcher_variables()
+    check_deepspeed()
     check_hostfile()
     if args.hostfile is not None:
         return check_hosts(args)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt2_ds.config.deepspeed_release import check_deepspeed
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
 from gpt2_ds.config.run_plan import describe, resolve_run
 from gpt2_ds.hosts.hostfile import check_hostfile, ranks_of, read_hostfile
@@ -21,6 +22,7 @@ def main() -> int:
     args = parse(sys.argv[1:])
     load_node_environment()
     adopt_launcher_variables()
+    check_deepspeed()
     check_hostfile()
     if not args.dry_run:  # which shows the run of any number of ranks
         check_world_size(args.expect_ranks)

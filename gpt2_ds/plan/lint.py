@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from gpt2_ds.config.deepspeed_release import check_deepspeed, installed_deepspeed
 from gpt2_ds.config.derive import derive
-from gpt2_ds.config.errors import EXIT_DONE, EXIT_WRONG_INPUT, Fault, UserError, user_error
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_WRONG_INPUT, UserError, faults_of, user_error
 from gpt2_ds.config.lint.findings import Finding
 from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.recipe_file import load_recipe
-from gpt2_ds.config.releases import installed_deepspeed
 from gpt2_ds.config.template_file import load_template
 from gpt2_ds.plan.show import add_ranks, add_recipe_arguments
 
@@ -31,12 +31,8 @@ def lint_recipe(args: Namespace) -> int:
         raise user_error(f"--gpus {args.gpus}", "is below 1", "Give at least 1.")
     loaded = load_recipe(args.recipe, args.set)
     file = args.template or Path(loaded.recipe.template)
-    faults: list[Fault] = []
+    faults = faults_of(check_deepspeed, lambda: derive(loaded, args.gpus))
     findings: list[Finding] = []
-    try:
-        derive(loaded, args.gpus)
-    except UserError as error:
-        faults.extend(error.faults)
     try:
         findings = lint(loaded, load_template(file), str(file), args.gpus)
     except UserError as error:

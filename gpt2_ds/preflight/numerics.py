@@ -168,7 +168,7 @@ def verdict(case: Case, course: Course) -> Check:
 def plan_of(case: Case) -> RunPlan:
     """A run of two small blocks that trains in this way on all ranks.
 
-    The linter is not asked: a release that it knows to be wrong is to be measured too.
+    The linter is not asked: that this measure finds what it refuses is tested.
     """
     tokens, template_file = _SEQUENCES * world_size() * _TOKENS, f"ds_configs/{case.template}.json"
     loaded = load_recipe(

@@ -49,14 +49,12 @@ class Job:
         template: how it is partitioned.
         file: the template's, as the user named it.
         world_size: processes of the job.
-        deepspeed: the installed release; None: none is installed.
     """
 
     loaded: LoadedRecipe
     template: Template
     file: str
     world_size: int
-    deepspeed: str | None
 
     @property
     def recipe(self) -> Recipe:

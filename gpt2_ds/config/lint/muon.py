@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpt2_ds.config.lint.findings import Finding, Job
-from gpt2_ds.config.releases import numbers_of
-
-_SINCE = "0.19.8"
 
 
 def muon(job: Job) -> Iterator[Finding]:
@@ -47,12 +44,3 @@ def muon(job: Job) -> Iterator[Finding]:
                 "Use --template ds_configs/zero3.json.",
                 "read in 0.19.8: a ValueError",
             )
-    if job.deepspeed is not None and numbers_of(job.deepspeed) < numbers_of(_SINCE):
-        yield Finding(
-            "error",
-            "requirements.txt",
-            f"DeepSpeed {job.deepspeed} has another Muon: none at stage 0, and at stage 3 one step "
-            "for each micro-step",
-            f"Install {_SINCE} or newer: pip install -r requirements.txt.",
-            "DeepSpeed #8441, #8443",
-        )

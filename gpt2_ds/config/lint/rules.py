@@ -15,7 +15,6 @@ from gpt2_ds.config.lint.muon import muon
 from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.numbers import round_up
 from gpt2_ds.config.recipe_file import LoadedRecipe
-from gpt2_ds.config.releases import WRONG_RELEASES, installed_deepspeed
 from gpt2_ds.config.template import Template, ZeroOptimization
 
 _LOW_STAGES_READ = frozenset(
@@ -205,22 +204,6 @@ def _sums_in_16_bits(job: Job) -> Iterator[Finding]:
         )
 
 
-def _releases(job: Job) -> Iterator[Finding]:
-    for wrong in WRONG_RELEASES:
-        if (
-            job.deepspeed is not None
-            and wrong.hits(job.deepspeed)
-            and wrong.applies(job.recipe, job.zero, job.accumulation)
-        ):
-            yield Finding(
-                "error",
-                "requirements.txt",
-                f"DeepSpeed {job.deepspeed} {wrong.what}",
-                f"Install {wrong.mended} or newer: pip install -r requirements.txt.",
-                wrong.source,
-            )
-
-
 RULES = (
     _stage_0_in_16_bits,
     _a_part_of_the_optimizer,
@@ -230,18 +213,12 @@ RULES = (
     _keys_of_another_stage,
     _sums_in_16_bits,
     muon,
-    _releases,
 )
 """Each asks one thing of a job, in the order of their findings."""
 
 
 def lint(
-    loaded: LoadedRecipe,
-    template: Template,
-    template_file: str,
-    world_size: int,
-    *,
-    deepspeed: str | None = None,
+    loaded: LoadedRecipe, template: Template, template_file: str, world_size: int
 ) -> list[Finding]:
     """All that is known to be wrong, or of no use, in a run of so many ranks; errors first.
 
@@ -250,8 +227,7 @@ def lint(
         template: how it is partitioned.
         template_file: as the user named it.
         world_size: processes of the job, at least 1.
-        deepspeed: the release it will run with; the installed one when None.
     """
-    job = Job(loaded, template, template_file, world_size, deepspeed or installed_deepspeed())
+    job = Job(loaded, template, template_file, world_size)
     found = [finding for rule in RULES for finding in rule(job)]
     return sorted(found, key=lambda finding: finding.severity)  # stable: error, then warning

@@ -62,14 +62,3 @@ def test_quantized_traffic(tmp_path: Path, key: str) -> None:
         "in 0.19.8: a ValueError). Use --template ds_configs/zero3.json."
     )
     assert not any("Muon" in line for line in said(tmp_path, zero))
-
-
-def test_older_releases(tmp_path: Path) -> None:
-    said_of_the_last = said(tmp_path, {"stage": 1}, *MUON, deepspeed="0.19.7")
-    assert said_of_the_last == [
-        "error: requirements.txt: DeepSpeed 0.19.7 has another Muon: none at stage 0, and at stage "
-        "3 one step for each micro-step (DeepSpeed #8441, #8443). Install 0.19.8 or newer: pip "
-        "install -r requirements.txt."
-    ]
-    assert said(tmp_path, {"stage": 1}, *MUON, deepspeed="0.20.0") == []
-    assert said(tmp_path, {"stage": 1}, deepspeed="0.19.7") == []

@@ -15,20 +15,14 @@ from gpt2_ds.config.template_file import load_template
 from tests.config.small_recipe import load_small
 from tests.conftest import REPOSITORY
 
-RIGHT = "0.19.8"
-
 
 def findings(
-    folder: Path,
-    zero: dict[str, Any],
-    *overrides: str,
-    world_size: int = 1,
-    deepspeed: str = RIGHT,
+    folder: Path, zero: dict[str, Any], *overrides: str, world_size: int = 1
 ) -> list[Finding]:
     path = folder / "t.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     loaded = load_small(folder, *overrides)
-    found = lint(loaded, load_template(path), "t.json", world_size, deepspeed=deepspeed)
+    found = lint(loaded, load_template(path), "t.json", world_size)
     for finding in found:
         assert finding.fix.endswith((".", "?"))
         assert finding.source
@@ -223,7 +217,7 @@ def test_errors_come_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=str)
 def test_the_shipped_templates_have_no_error(path: Path) -> None:
     loaded = load_recipe(REPOSITORY / "recipes/gpt2_124m.yaml")
-    found = lint(loaded, load_template(path), path.name, 16, deepspeed=RIGHT)
+    found = lint(loaded, load_template(path), path.name, 16)
     errors = [finding for finding in found if finding.severity == "error"]
     assert len(errors) == (path.stem == "zero0")
     assert (len(found) > len(errors)) == (path.stem in {"zero3_hpz_quantized", "zero3_nvme"})
