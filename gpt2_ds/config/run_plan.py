@@ -59,6 +59,60 @@ class RunPlan:
         )
 
 
+@dataclass(frozen=True)
+class Examination:
+    """All that is found of a recipe with a template, right or wrong.
+
+    Args:
+        loaded: the recipe and the origin of its values.
+        template_file: as the user named it, or the recipe's own.
+        template: how it is sharded; None: it is wrong.
+        derived: the numbers that follow; None: they do not fit each other.
+        findings: the linter's.
+        faults: all else that is wrong.
+    """
+
+    loaded: LoadedRecipe
+    template_file: str
+    template: Template | None
+    derived: Derived | None
+    findings: list[Finding]
+    faults: list[Fault]
+
+
+def examine(
+    recipe_file: Path,
+    *,
+    world_size: int,
+    template_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    twin: bool = False,
+) -> Examination:
+    """Read, check and derive everything; for the arguments see `resolve_run`.
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
+    loaded = load_recipe(recipe_file, overrides, twin_ranks=max(world_size, 1) if twin else None)
+    chosen = template_file or Path(loaded.recipe.template)
+    faults: list[Fault] = []
+    findings: list[Finding] = []
+    template: Template | None = None
+    derived: Derived | None = None
+    try:
+        template = load_template(chosen)
+        findings = lint(loaded, template, str(chosen), max(world_size, 1))
+    except UserError as error:
+        faults.extend(error.faults)
+    try:
+        if world_size < 1:
+            raise user_error(f"--expect-ranks {world_size}", "is below 1", "Give at least 1.")
+        derived = derive(loaded, world_size)
+    except UserError as error:
+        faults.extend(error.faults)
+    return Examination(loaded, str(chosen), template, derived, findings, faults)
+
+
 def resolve_run(
     recipe_file: Path,
     *,
@@ -69,7 +123,7 @@ def resolve_run(
     max_steps: int | None = None,
     twin: bool = False,
 ) -> RunPlan:
-    """Read, check and derive everything.
+    """Everything that a run is, or all that is wrong.
 
     Args:
         recipe_file: a file of recipes/.
@@ -83,36 +137,27 @@ def resolve_run(
     Raises:
         UserError: all that is wrong.
     """
-    faults: list[Fault] = []
-    findings: list[Finding] = []
-    loaded = load_recipe(recipe_file, overrides, twin_ranks=max(world_size, 1) if twin else None)
-    chosen = template_file or Path(loaded.recipe.template)
-    template: Template | None = None
-    derived: Derived | None = None
-    try:
-        template = load_template(chosen)
-        findings = lint(loaded, template, str(chosen), max(world_size, 1))
-        faults += [finding.fault for finding in findings if finding.severity == "error"]
-    except UserError as error:
-        faults.extend(error.faults)
-    try:
-        if world_size < 1:
-            raise user_error(f"--expect-ranks {world_size}", "is below 1", "Give at least 1.")
-        derived = derive(loaded, world_size)
-    except UserError as error:
-        faults.extend(error.faults)
+    found = examine(
+        recipe_file,
+        world_size=world_size,
+        template_file=template_file,
+        overrides=overrides,
+        twin=twin,
+    )
+    faults = [finding.fault for finding in found.findings if finding.severity == "error"]
+    faults += found.faults
     if max_steps is not None and max_steps < 1:
         faults.append(Fault(f"--max-steps {max_steps}", "is below 1", "Give at least 1."))
-    if faults or template is None or derived is None:
+    if faults or found.template is None or found.derived is None:
         raise UserError(*faults)
     return RunPlan(
-        loaded=loaded,
-        template=template,
-        template_file=str(chosen),
-        derived=derived,
-        run_dir=run_dir or default_run_dir(loaded),
-        last_step=min(max_steps or derived.steps, derived.steps),
-        warnings=tuple(findings),
+        loaded=found.loaded,
+        template=found.template,
+        template_file=found.template_file,
+        derived=found.derived,
+        run_dir=run_dir or default_run_dir(found.loaded),
+        last_step=min(max_steps or found.derived.steps, found.derived.steps),
+        warnings=tuple(found.findings),
     )
 
 
