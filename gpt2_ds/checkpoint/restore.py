@@ -28,6 +28,7 @@ from gpt2_ds.checkpoint.manifest import (
 from gpt2_ds.checkpoint.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.checkpoint.remote import Damaged
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks, user_error
+from gpt2_ds.config.optimizers import optimizer_named
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.hosts.launcher import rank, world_size
@@ -243,8 +244,10 @@ def _load(
         plan.template.zero_optimization.stage,
     )
     same_layout = manifest.layout == layout_of(plan, engine)
-    if plan.recipe.optimizer.name == "muon" and not (same_form and same_layout):
-        raise _cannot_cut_anew(plan.template_file, path, manifest, layout_of(plan, engine))
+    optimizer = optimizer_named(plan.recipe.optimizer.name)
+    if not optimizer.elastic and not (same_form and same_layout):
+        here = layout_of(plan, engine)
+        raise _cannot_cut_anew(optimizer.title, plan.template_file, path, manifest, here)
     if same_form and same_layout:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
@@ -258,9 +261,9 @@ def _load(
 
 
 def _cannot_cut_anew(
-    template_file: str, path: Path, manifest: CheckpointManifest, layout: str
+    title: str, template_file: str, path: Path, manifest: CheckpointManifest, layout: str
 ) -> UserError:
-    """Muon's momentum lies otherwise at each stage, and `load_elastic` reads Adam's state alone."""
+    """Of an optimizer that is not elastic: `load_elastic` reads and fills other states."""
     stage = manifest.zero_stage
     there, here = json.loads(manifest.layout), json.loads(layout)
     before, now = there.get("zero_optimization", {}), here["zero_optimization"]
@@ -270,8 +273,8 @@ def _cannot_cut_anew(
     return on_all_ranks(
         user_error(
             str(path),
-            f"a run with Muon goes on only as it was saved, by {ranks[0]} at ZeRO stage {stage}; "
-            f"this job has {ranks[1]} at stage {now['stage']} with {template_file}{other}",
+            f"a run with {title} goes on only as it was saved, by {ranks[0]} at ZeRO stage {stage};"
+            f" this job has {ranks[1]} at stage {now['stage']} with {template_file}{other}",
             f"Go on with {ranks[0]} and the template of stage {stage} that it was saved with, or "
             "begin a new run with --run-dir runs/NAME.",
         )

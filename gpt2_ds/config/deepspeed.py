@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_ds.config.derive import Derived
-from gpt2_ds.config.recipe import OptimizerSection, Recipe
+from gpt2_ds.config.optimizers import optimizer_named
+from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.section import Section
 from gpt2_ds.config.template import Template
 
@@ -33,16 +34,19 @@ def deepspeed_config(
             fused AdamW (beside Muon: torch's AdamW).
     """
     dtype = recipe.precision.dtype
-    optimizer = recipe.optimizer
+    optimizer = optimizer_named(recipe.optimizer.name)
     half = dtype != "fp32"
     accumulate = "fp32" if recipe.precision.grad_accum_dtype == "fp32" else dtype
     config: dict[str, Any] = {
         "train_batch_size": derived.global_batch_size,
         "train_micro_batch_size_per_gpu": recipe.batch.micro_batch_size,
         "gradient_accumulation_steps": derived.gradient_accumulation_steps,
-        "gradient_clipping": optimizer.gradient_clipping,
+        "gradient_clipping": recipe.optimizer.gradient_clipping,
         "steps_per_print": 2**62,  # this project prints its own progress
-        "optimizer": _optimizer(optimizer, cpu_adam),
+        "optimizer": {
+            "type": optimizer.deepspeed_type,
+            "params": optimizer.params(recipe.optimizer, cpu_adam),
+        },
         "bf16": {"enabled": dtype == "bf16"},
         "fp16": {
             "enabled": dtype == "fp16",
@@ -60,9 +64,7 @@ def deepspeed_config(
             "job_name": run_dir.name,
         },
     }
-    if optimizer.name == "muon":
-        # It needs each matrix's whole gradient (DeepSpeed #8090; refused at stage 3 in 0.19.8).
-        config["zero_optimization"]["reduce_scatter"] = False
+    config["zero_optimization"] |= optimizer.zero_optimization
     if half:
         config["data_types"] = {"grad_accum_dtype": accumulate}
         # Left out, DeepSpeed 0.19.8 casts fp32 sums back to 16 bits to add them up over the ranks.
@@ -72,21 +74,6 @@ def deepspeed_config(
     if template.wandb and template.wandb.enabled and not template.wandb.group:
         config["wandb"]["group"] = run_dir.name
     return config
-
-
-def _optimizer(optimizer: OptimizerSection, cpu_adam: bool) -> dict[str, Any]:
-    both = {
-        "betas": optimizer.betas,
-        "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
-        "torch_adam": not cpu_adam,
-    }
-    if optimizer.name == "adamw":
-        fused = {} if cpu_adam else {"fused": True}
-        return {"type": "AdamW", "params": {"lr": optimizer.lr, **both, **fused}}
-    rates = {"adam_lr": optimizer.lr, "muon_lr": optimizer.muon_lr}
-    momentum = {"momentum": optimizer.muon_momentum, "ns_method": "gram"}
-    return {"type": "Muon", "params": {**rates, **momentum, **both}}
 
 
 def without_monitors(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.lint.findings import Finding
 from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.model_shape import ModelShape
+from gpt2_ds.config.optimizers import optimizer_named
 from gpt2_ds.config.recipe import Recipe
 from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.template import Template
@@ -101,6 +102,7 @@ def examine(
     derived: Derived | None = None
     try:
         template = load_template(chosen)
+        optimizer_named(loaded.recipe.optimizer.name)
         findings = lint(loaded, template, str(chosen), max(world_size, 1))
     except UserError as error:
         faults.extend(error.faults)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gpt2_ds.config.optimizers import Which, optimizer_named
 from gpt2_ds.config.run_plan import RunPlan
 
 FP32_BYTES = 4
-_ADAM_BYTES = 8  # two fp32 moments
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,21 @@ def model_states(plan: RunPlan) -> ModelStates:
 
 def _moments(plan: RunPlan) -> int:
     """Bytes of all that the optimizer knows of past gradients."""
-    n = plan.derived.n_parameters
-    if plan.recipe.optimizer.name == "adamw":
-        return n * _ADAM_BYTES
-    shape, zero = plan.shape, plan.template.zero_optimization
+    shape, zero, n = plan.shape, plan.template.zero_optimization, plan.derived.n_parameters
     in_blocks = shape.n_layer * shape.n_block_matrices
+    numbers: dict[Which, int] = {
+        "all": n,
+        "matrices of blocks": in_blocks,
+        "others": n - in_blocks,
+    }
     # There DeepSpeed 0.19.8 keeps the momentum in the format in which gradients arrive.
     as_gradients = zero.stage == 2 or (zero.stage == 1 and reduced_bytes(plan) == 2)
     as_gradients &= zero.offload_optimizer is None
-    momentum = in_blocks * (number_bytes(plan) if as_gradients else FP32_BYTES)
-    return momentum + (n - in_blocks) * _ADAM_BYTES
+    gradient_bytes = number_bytes(plan) if as_gradients else FP32_BYTES
+    return sum(
+        numbers[state.of] * (gradient_bytes if state.as_gradients else FP32_BYTES)
+        for state in optimizer_named(plan.recipe.optimizer.name).states
+    )
 
 
 def _offloaded(plan: RunPlan, states: ModelStates, weights: int) -> ModelStates:

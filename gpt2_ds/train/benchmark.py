@@ -21,6 +21,7 @@ from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress, RunFacts
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.optimizers import OPTIMIZERS, optimizer_named
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.evaluation.loss import window_loss
 from gpt2_ds.health.health import Health
@@ -132,7 +133,9 @@ def plain_torch_step(plan: RunPlan, micro_batches: list[Tensor]) -> Step:
         model = GPT2LMHeadModel(
             GPT2Config(**model_fields(recipe, plan.derived.vocab_size)), seed=recipe.seed
         )
-    optimizer = torch.optim.AdamW(
+    torch_class = optimizer_named(optimizer_keys.name).torch_class
+    assert torch_class is not None, "benchmark() refuses it"
+    optimizer = getattr(torch.optim, torch_class)(
         parameter_groups(model),
         lr=optimizer_keys.lr,
         betas=(optimizer_keys.betas[0], optimizer_keys.betas[1]),
@@ -233,10 +236,12 @@ def benchmark(
 
     Raises:
         UserError: this device cannot train in the recipe's number format, or with a template; the
-            plain twin is wanted of a recipe with Muon.
+            plain twin is wanted of a recipe whose optimizer torch does not have.
     """
-    if plain_torch and plans[0].recipe.optimizer.name == "muon":
-        raise user_error("--plain-torch", "has AdamW, and the recipe muon", "Leave it out.")
+    name = plans[0].recipe.optimizer.name
+    if plain_torch and optimizer_named(name).torch_class is None:
+        known = ", ".join(row.title for row in OPTIMIZERS.values() if row.torch_class)
+        raise user_error("--plain-torch", f"has {known}, and the recipe {name}", "Leave it out.")
     for plan in plans:
         check_device(plan)
     micro_batches = random_micro_batches(plans[0])

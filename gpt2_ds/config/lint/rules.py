@@ -14,6 +14,7 @@ from gpt2_ds.config.lint.findings import Finding, Job
 from gpt2_ds.config.lint.muon import muon
 from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.numbers import round_up
+from gpt2_ds.config.optimizers import optimizer_named
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from gpt2_ds.config.template import Template, ZeroOptimization
 
@@ -26,7 +27,6 @@ _LOW_STAGES_READ = frozenset(
         "ignore_unused_parameters",
     }
 )
-_ADAM_TENSORS = 4  # weight, gradient and two moments
 
 
 def _stage_0_in_16_bits(job: Job) -> Iterator[Finding]:
@@ -54,8 +54,10 @@ def _a_part_of_the_optimizer(job: Job) -> Iterator[Finding]:
 
 
 def _nvme(job: Job) -> Iterator[Finding]:
-    optimizer, parameters = job.zero.offload_optimizer, job.zero.offload_param
-    if optimizer is not None and optimizer.device == "nvme":
+    offload, parameters = job.zero.offload_optimizer, job.zero.offload_param
+    if offload is not None and offload.device == "nvme":
+        optimizer = optimizer_named(job.recipe.optimizer.name)
+        tensors = optimizer.tensors_per_parameter
         if job.zero.stage < 3:
             yield job.error(
                 "offload_optimizer.device",
@@ -63,11 +65,12 @@ def _nvme(job: Job) -> Iterator[Finding]:
                 "Set stage to 3, or device to cpu.",
                 "read in 0.19.8",
             )
-        if optimizer.buffer_count < _ADAM_TENSORS:
+        if offload.buffer_count < tensors:
             yield job.error(
                 "offload_optimizer.buffer_count",
-                f"is {optimizer.buffer_count}, and AdamW keeps {_ADAM_TENSORS} tensors a parameter",
-                f"Set it to {_ADAM_TENSORS} or more.",
+                f"is {offload.buffer_count}, and {optimizer.title} keeps {tensors} tensors a "
+                "parameter",
+                f"Set it to {tensors} or more.",
                 "DeepSpeed's documentation of buffer_count",
             )
         if job.zero.stage == 3:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.optimizers import OPTIMIZERS, name_of_type
 from gpt2_ds.parallel.states.parameter_layouts import (
     PARAMETER_KEYS,
     CutGroups,
@@ -141,9 +142,10 @@ class ParameterStates:
         return self.part(name, key, 0, shape.numel()).view(shape)
 
     def _state(self, name: str) -> dict[str, Any]:
-        if self._model["ds_config"].get("optimizer", {}).get("type") == "Muon":
+        wrote = name_of_type(self._model["ds_config"]["optimizer"]["type"])
+        if wrote not in OPTIMIZERS or not OPTIMIZERS[wrote].elastic:
             raise RunError(
-                f"{self._checkpoint}: it was written with optimizer.name muon, and only Adam's "
+                f"{self._checkpoint}: it was written with optimizer.name {wrote}, and only Adam's "
                 "state can be read here; the weights can. Go on with the same template on the same "
                 "number of ranks."
             )

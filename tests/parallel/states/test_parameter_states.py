@@ -78,7 +78,11 @@ def model_states(ranks: int, shapes: Any, **more: Any) -> dict[str, Any]:
         "param_shapes": shapes,
         "shared_params": {},
         "dp_world_size": ranks,
-        "ds_config": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": False}},
+        "ds_config": {
+            "optimizer": {"type": "AdamW"},
+            "zero_optimization": {"stage": 2},
+            "bf16": {"enabled": False},
+        },
         "ds_version": "0.0.1",
         "global_steps": 9,
         "global_samples": 90,
@@ -287,6 +291,22 @@ def test_offload_that_cannot_be_read_is_refused(two_ranks: Path) -> None:
         )
     change(*zero, to={"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}})
     assert ParameterStates(two_ranks).step("p1.0") == 7  # stage 2 does not read the ratio
+
+
+@pytest.mark.parametrize("deepspeed_type, name", [("Muon", "muon"), ("Lion", "Lion")])
+def test_another_optimizers_state_is_not_read_as_adams(
+    two_ranks: Path, deepspeed_type: str, name: str
+) -> None:
+    change(two_ranks / MODEL, "ds_config", "optimizer", "type", to=deepspeed_type)
+    states = ParameterStates(two_ranks)
+    assert states.weight("p1.0").shape == (7,)
+    for ask in (states.step, lambda name: states.moment(name, "exp_avg")):
+        with pytest.raises(RunError) as caught:
+            ask("p1.0")
+        assert str(caught.value) == (
+            f"{two_ranks}: it was written with optimizer.name {name}, and only Adam's state can be "
+            "read here; the weights can. Go on with the same template on the same number of ranks."
+        )
 
 
 def test_the_loss_scale_of_fp16_and_the_counters(two_ranks: Path) -> None:
