@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from gpt2_ds.config.deepspeed_release import check_deepspeed, installed_deepspeed
-from gpt2_ds.config.errors import EXIT_DONE, EXIT_WRONG_INPUT, faults_of, user_error
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_WRONG_INPUT, faults_of
 from gpt2_ds.config.run_plan import examine
+from gpt2_ds.plan.cost.gpus import read_gpus
 from gpt2_ds.plan.show import add_ranks, add_recipe_arguments
 
 
@@ -20,13 +21,10 @@ def lint_recipe(args: Namespace) -> int:
     """Print every finding; exit code 2 when one of them is an error.
 
     Raises:
-        UserError: the recipe cannot be read; --gpus is below 1.
+        UserError: the recipe cannot be read; --gpus is not a number of them.
     """
-    if args.gpus < 1:
-        raise user_error(f"--gpus {args.gpus}", "is below 1", "Give at least 1.")
-    found = examine(
-        args.recipe, world_size=args.gpus, template_file=args.template, overrides=args.set
-    )
+    ranks, _ = read_gpus(args.gpus)
+    found = examine(args.recipe, world_size=ranks, template_file=args.template, overrides=args.set)
     faults, findings = [*faults_of(check_deepspeed), *found.faults], found.findings
     for fault in faults:
         print(f"error: {fault}")
@@ -34,7 +32,7 @@ def lint_recipe(args: Namespace) -> int:
         print(finding)
     if not faults and not findings:
         release = installed_deepspeed() or "(none is installed)"
-        what = f"{found.loaded.file} with {found.template_file} on {args.gpus} ranks"
+        what = f"{found.loaded.file} with {found.template_file} on {ranks} ranks"
         print(f"nothing found: {what}, DeepSpeed {release}")
     wrong = faults or any(finding.severity == "error" for finding in findings)
     return EXIT_WRONG_INPUT if wrong else EXIT_DONE

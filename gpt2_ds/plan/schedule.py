@@ -98,7 +98,7 @@ def schedule(args: Namespace) -> int:
     """
     if args.every is not None and args.every < 1:
         raise user_error(f"--every {args.every}", "is below 1", "Give at least 1.")
-    plan = planned(args, args.gpus)
+    plan = planned(args)
     if args.csv is not None:
         _write(args.csv, plan, args.every or 1)
         print(f"{args.csv}: {plan.derived.steps:,} steps")

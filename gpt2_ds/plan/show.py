@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE
 from gpt2_ds.config.run_plan import RunPlan, describe, resolve_run
+from gpt2_ds.plan.cost.gpus import read_gpus
 
 
 def add_recipe_arguments(parser: ArgumentParser) -> None:
@@ -21,25 +22,19 @@ def add_recipe_arguments(parser: ArgumentParser) -> None:
 def add_ranks(parser: ArgumentParser) -> None:
     """The word that says how many ranks: a number, or as `fit` takes it."""
     text = "ranks of the job: 8, or 8xH100-80 (1)"
-    parser.add_argument("--gpus", type=_ranks, default=1, metavar="N", help=text)
+    parser.add_argument("--gpus", default="1", metavar="N[xGPU]", help=text)
 
 
-def _ranks(word: str) -> int:
-    try:
-        return int(word.lower().partition("x")[0])
-    except ValueError:
-        raise ArgumentTypeError(f"{word!r} is no number of GPUs; for example 8") from None
-
-
-def planned(args: Namespace, world_size: int) -> RunPlan:
-    """The run that the words name, on so many ranks.
+def planned(args: Namespace) -> RunPlan:
+    """The run that the words name.
 
     Raises:
-        UserError: as `resolve_run`.
+        UserError: as `read_gpus` and `resolve_run`.
     """
+    ranks, _ = read_gpus(args.gpus)
     return resolve_run(
         args.recipe,
-        world_size=world_size,
+        world_size=ranks,
         template_file=args.template,
         overrides=args.set,
         twin=getattr(args, "twin", False),
@@ -55,5 +50,5 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def show(args: Namespace) -> int:
     """Print what `launch/train.py --dry-run` prints."""
-    print(describe(planned(args, args.gpus)))
+    print(describe(planned(args)))
     return EXIT_DONE

@@ -45,6 +45,16 @@ def test_a_mistake_is_said_without_a_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command, word", [("show", "16xNonsense"), ("schedule", "-1"), ("lint", "1e3"), ("fit", "0")]
+)
+def test_gpus_have_one_grammar(command: str, word: str) -> None:
+    done = typed(f"{command} {RECIPE} --gpus {word}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: --gpus {word}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_reader_that_has_seen_enough() -> None:
     """As in `plan.py show ... | head -1`."""
     command = [sys.executable, "launch/plan.py", "show", *RECIPE.split(), "--gpus", "16"]

@@ -169,6 +169,38 @@ class Cluster:
         return replace(self, name=name)
 
 
+def read_gpus(word: str, *, named: bool = False) -> tuple[int, str | None]:
+    """The count and the name that `--gpus` gives: 8, or 8xH100-80; a name in upper or lower case.
+
+    Args:
+        word: as typed.
+        named: it must have a name.
+
+    Raises:
+        UserError: the word has another form, or the GPU is not known.
+
+    >>> read_gpus("8"), read_gpus("64xh100-80")
+    ((8, None), (64, 'H100-80'))
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x(.+))?", word, flags=re.IGNORECASE)
+    if found is None and re.fullmatch(r"-?[0-9]{1,9}", word) and int(word) < 1:
+        raise user_error(f"--gpus {word}", "is below 1", "Give at least 1.")
+    if found is None or (named and found[2] is None):
+        form = "a count, an x and the name of a GPU" if named else "a count of GPUs"
+        example = "8xH100-80" if named else "8, or 8xH100-80"
+        fix = f"For example: --gpus {example}. Known: {', '.join(GPUS)}."
+        raise user_error(f"--gpus {word}", f"is not {form}", fix)
+    if found[2] is None:
+        return int(found[1]), None
+    name = {name.lower(): name for name in GPUS}.get(found[2].lower())
+    if name is None:
+        close = nearest(found[2].upper(), GPUS)
+        known = f"Known here: {', '.join(sorted(GPUS))}."
+        fix = close if close == known else f"{close} {known}"
+        raise user_error(f"--gpus {word}", f"{found[2]!r} is no known GPU", fix)
+    return int(found[1]), name
+
+
 def parse_gpus(
     word: str,
     *,
@@ -179,27 +211,19 @@ def parse_gpus(
     """What `--gpus 64xH100-80` means.
 
     Args:
-        word: a count, "x", a name of `GPUS`; upper or lower case.
+        word: as `read_gpus` reads it, with a name.
         node_gpus: GPUs of a machine, where not the usual number.
         node_gbits: network of a machine in Gbit/s, where not the usual one.
         node_memory_gib: host memory of a machine in GiB, where not the usual one.
 
     Raises:
-        UserError: the word has another form, the GPU is not known, or a number is not above 0.
+        UserError: as `read_gpus`, or a number is not above 0.
 
     >>> parse_gpus("16xA100-80").nodes
     2
     """
-    found = re.fullmatch(r"(\d+)x(.+)", word.strip(), flags=re.IGNORECASE)
-    if found is None or int(found[1]) < 1:
-        fix = f"For example: --gpus 8xH100-80. Known: {', '.join(GPUS)}."
-        raise user_error(f"--gpus {word}", "is not a count, an x and the name of a GPU", fix)
-    name = {name.lower(): name for name in GPUS}.get(found[2].lower())
-    if name is None:
-        close = nearest(found[2].upper(), GPUS)
-        known = f"Known here: {', '.join(sorted(GPUS))}."
-        fix = close if close == known else f"{close} {known}"
-        raise user_error(f"--gpus {word}", f"{found[2]!r} is no known GPU", fix)
+    count, name = read_gpus(word, named=True)
+    assert name is not None
     for flag, given in (
         ("--node-gpus", node_gpus),
         ("--node-gbits", node_gbits),
@@ -207,4 +231,4 @@ def parse_gpus(
     ):
         if given is not None and not given > 0:
             raise user_error(f"{flag} {given}", "is not above 0", "Leave it out for the usual one.")
-    return Cluster(name, int(found[1]), Node(node_gpus, node_gbits, node_memory_gib))
+    return Cluster(name, count, Node(node_gpus, node_gbits, node_memory_gib))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2_ds.plan.cost.gpus import GIB, GPUS, parse_gpus
+from gpt2_ds.config.errors import UserError
+from gpt2_ds.plan.cost.gpus import GIB, GPUS, parse_gpus, read_gpus
 from tests.config.small_recipe import only_fault
 
 
@@ -46,6 +47,51 @@ def test_another_form(word: str) -> None:
     else:
         assert said.startswith(f"--gpus {word}: is not a count, an x and the name of a GPU")
     assert all(name in said for name in GPUS)
+
+
+@pytest.mark.parametrize("word, ranks", [("1", 1), ("16", 16), ("16xA100-40", 16), ("8XL4-24", 8)])
+def test_a_count_alone_or_with_a_name(word: str, ranks: int) -> None:
+    count, name = read_gpus(word)
+    assert count == ranks
+    assert (name is None) == word.isdigit()
+
+
+NO_COUNT = ("is not a count of GPUs", "For example: --gpus 8, or 8xH100-80. Known: A100-40, ")
+BELOW_1 = ("is below 1", "Give at least 1.")
+UNKNOWN = ("is no known GPU", "Known here: A100-40, ")
+WRONG = {
+    "16xNonsense": UNKNOWN,
+    "8xH100": UNKNOWN,
+    "8xx": UNKNOWN,
+    "0": BELOW_1,
+    "-1": BELOW_1,
+    "0x8": NO_COUNT,
+    "0xH100-80": NO_COUNT,
+    "08": NO_COUNT,
+    "+8": NO_COUNT,
+    "8x": NO_COUNT,
+    "x8": NO_COUNT,
+    "xH100-80": NO_COUNT,
+    "H100-80": NO_COUNT,
+    "1e3": NO_COUNT,
+    "8.0": NO_COUNT,
+    "1_000": NO_COUNT,
+    "٨": NO_COUNT,  # \d matches it
+    "8 ": NO_COUNT,
+    "8 xH100-80": NO_COUNT,
+    "": NO_COUNT,
+    "9" * 5000: NO_COUNT,  # int() refuses it with an error of its own
+}
+
+
+def test_what_is_no_count() -> None:
+    for word, (what, fix) in WRONG.items():
+        with pytest.raises(UserError) as caught:
+            read_gpus(word)
+        (fault,) = caught.value.faults
+        assert fault.where == f"--gpus {word}"
+        assert what in fault.what, word
+        assert fix in fault.fix, word
 
 
 def test_the_nearest_name() -> None:
