@@ -8,12 +8,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.deepspeed_release import check_deepspeed
 from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
-from gpt2_ds.config.run_plan import describe, resolve_run
+from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.hosts.hostfile import check_hostfile, ranks_of, read_hostfile
 from gpt2_ds.hosts.launcher import adopt_launcher_variables, check_world_size, rank, world_size
 from gpt2_ds.hosts.node_commands import describe_nodes
 from gpt2_ds.hosts.node_environment import load_node_environment
 from gpt2_ds.hosts.supervisor import supervise
+from gpt2_ds.plan.show import describe
 from gpt2_ds.preflight.inputs import open_inputs
 from gpt2_ds.train.start.arguments import parse, start_options
 

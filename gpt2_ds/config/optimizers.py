@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.config.optimizer_section import OptimizerSection
+from gpt2_ds.config.recipe import OptimizerSection
 
 Which = Literal["all", "matrices of blocks", "others"]
 Params = dict[str, Any]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from gpt2_ds.config.lint.rules import lint
 from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.optimizers import optimizer_named
 from gpt2_ds.config.recipe import Recipe
-from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
+from gpt2_ds.config.recipe_file import LoadedRecipe, load_recipe
 from gpt2_ds.config.template import Template
 from gpt2_ds.config.template_file import load_template
 
@@ -166,30 +165,3 @@ def resolve_run(
 def default_run_dir(loaded: LoadedRecipe) -> Path:
     """Where a recipe's run is written without --run-dir."""
     return Path("runs") / loaded.name
-
-
-def describe(plan: RunPlan) -> str:
-    """What `--dry-run` prints: every value with its origin, then what follows from them."""
-    rows = [
-        (key, json.dumps(value), plan.loaded.origin(key))
-        for key, value in flatten(plan.recipe.model_dump() | {"template": plan.template_file})
-    ]
-    if plan.template_file != plan.recipe.template:
-        rows[0] = (*rows[0][:2], "--template")
-    rows += [
-        (key, f"{value:,}" if isinstance(value, int) else str(value), "derived")
-        for key, value in asdict(plan.derived).items()
-        if key != "batches"
-    ]
-    if len(plan.derived.batches.levels) > 1:
-        *smaller, full = plan.derived.batches.levels
-        words = f"{len(smaller)} smaller ones, the full one from step {full.first_step:,}"
-        rows.append(("batches", words, "derived"))
-    default = default_run_dir(plan.loaded)
-    origin = "from the recipe's name" if plan.run_dir == default else "--run-dir"
-    rows += [("run_dir", str(plan.run_dir), origin)]
-    wide, mid = (max(len(row[i]) for row in rows) for i in (0, 1))
-    table = "\n".join(f"{key:{wide}}  {value:{mid}}  {origin}" for key, value, origin in rows)
-    config = json.dumps(plan.deepspeed(cpu_adam=False), indent=2)
-    found = "".join(f"\n{warning}" for warning in plan.warnings)
-    return f"{table}\n\ndeepspeed.initialize gets:\n{config}{found}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE
-from gpt2_ds.config.run_plan import RunPlan, describe, resolve_run
+from gpt2_ds.config.recipe_file import flatten
+from gpt2_ds.config.run_plan import RunPlan, default_run_dir, resolve_run
 from gpt2_ds.plan.cost.gpus import read_gpus
+from gpt2_ds.plan.printing import table
 
 
 def add_recipe_arguments(parser: ArgumentParser) -> None:
@@ -52,3 +56,28 @@ def show(args: Namespace) -> int:
     """Print what `launch/train.py --dry-run` prints."""
     print(describe(planned(args)))
     return EXIT_DONE
+
+
+def describe(plan: RunPlan) -> str:
+    """What `--dry-run` prints: every value with its origin, then what follows from them."""
+    rows = [
+        (key, json.dumps(value), plan.loaded.origin(key))
+        for key, value in flatten(plan.recipe.model_dump() | {"template": plan.template_file})
+    ]
+    if plan.template_file != plan.recipe.template:
+        rows[0] = (*rows[0][:2], "--template")
+    rows += [
+        (key, f"{value:,}" if isinstance(value, int) else str(value), "derived")
+        for key, value in asdict(plan.derived).items()
+        if key != "batches"
+    ]
+    if len(plan.derived.batches.levels) > 1:
+        *smaller, full = plan.derived.batches.levels
+        words = f"{len(smaller)} smaller ones, the full one from step {full.first_step:,}"
+        rows.append(("batches", words, "derived"))
+    default = default_run_dir(plan.loaded)
+    origin = "from the recipe's name" if plan.run_dir == default else "--run-dir"
+    rows += [("run_dir", str(plan.run_dir), origin)]
+    config = json.dumps(plan.deepspeed(cpu_adam=False), indent=2)
+    found = "".join(f"\n{warning}" for warning in plan.warnings)
+    return f"{table(rows)}\n\ndeepspeed.initialize gets:\n{config}{found}"

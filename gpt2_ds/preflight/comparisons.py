@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gpt2_ds.plan.printing import GIB, size
 from gpt2_ds.plan.states import Memory
 from gpt2_ds.preflight.rank_facts import RankFacts
 from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
-_SHM_BYTES = 1 << 30  # what NVIDIA's containers ask for
-_GIB = 1 << 30
+_SHM_BYTES = GIB  # what NVIDIA's containers ask for
 _FIXES = {
     "Python": "Give all machines the same Python.",
     "NCCL": "Install torch anew where it differs; see what LD_LIBRARY_PATH and LD_PRELOAD name.",
 }
-
-
-def gib(n_bytes: int) -> str:
-    """Bytes as a person reads them.
-
-    >>> gib(3 << 30), gib(12_345_678), gib(900)
-    ('3.0 GiB', '11.8 MiB', '900 bytes')
-    """
-    if n_bytes >= _GIB:
-        return f"{n_bytes / _GIB:.1f} GiB"
-    return f"{n_bytes / (1 << 20):.1f} MiB" if n_bytes >= 1 << 20 else f"{n_bytes} bytes"
 
 
 def who(facts: Sequence[RankFacts]) -> str:
@@ -210,8 +199,8 @@ def memory(facts: Sequence[RankFacts], need: Memory) -> list[Check]:
 def _room(name: str, places: Sequence[_Place]) -> Check:
     short = [place for place in places if place.needed > place.free]
     text = ", ".join(
-        f"{place.name}: {gib(place.needed)} of model states, {gib(place.free)} free of "
-        f"{gib(place.total)}"
+        f"{place.name}: {size(place.needed)} of model states, {size(place.free)} free of "
+        f"{size(place.total)}"
         for place in short or [min(places, key=lambda place: place.free - place.needed)]
     )
     if any(place.needed > place.total for place in short):
@@ -228,11 +217,11 @@ def shared_memory(facts: Sequence[RankFacts]) -> Check:
         if each.devices and each.node_ranks > 1 and each.shm_bytes < _SHM_BYTES
     ]
     if small:
-        text = ", ".join(f"{each.host}: {gib(each.shm_bytes)}" for each in small)
+        text = ", ".join(f"{each.host}: {size(each.shm_bytes)}" for each in small)
         return failed(
             "/dev/shm",
-            f"{text}; ranks with GPUs need {gib(_SHM_BYTES)}",
+            f"{text}; ranks with GPUs need {size(_SHM_BYTES)}",
             "Start the container with --shm-size=1g or --ipc=host; in Kubernetes mount an "
             "emptyDir of medium Memory there.",
         )
-    return ok("/dev/shm", f"{gib(min(each.shm_bytes for each in facts))} or more")
+    return ok("/dev/shm", f"{size(min(each.shm_bytes for each in facts))} or more")

@@ -14,8 +14,8 @@ from pathlib import Path
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
+from gpt2_ds.plan.printing import size
 from gpt2_ds.plan.states import disk_bytes
-from gpt2_ds.preflight.comparisons import gib
 from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _SEEN_WITHIN_SECONDS = 3.0  # a network disk shows a new file a little later
@@ -130,7 +130,7 @@ def _room(plan: RunPlan) -> Check:
         with suppress(OSError):  # another job may delete it now
             held += path.stat().st_size if path.is_file() else 0
     still = max(0, disk_bytes(plan) - held)
-    found = f"{gib(free)} for {gib(still)} of checkpoints, on the disk of {plan.run_dir}"
+    found = f"{size(free)} for {size(still)} of checkpoints, on the disk of {plan.run_dir}"
     if usage.total > 0 == free:  # in front of a bucket, some say 0 of 0
         return failed(name, found, "Make room, or name another disk with --run-dir.")
     if still > free:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, Fault
+from gpt2_ds.plan import printing
 
 
 class Verdict(StrEnum):
@@ -56,10 +57,8 @@ def failed(name: str, found: str, fix: str) -> Check:
 def table(checks: Sequence[Check]) -> str:
     """The checks as a table, and below it a line with the fix of each that is not ok."""
     rows = [("check", "verdict", "found"), *((c.name, c.verdict.value, c.found) for c in checks)]
-    wide = max(len(name) for name, _, _ in rows)
-    lines = [f"{name:{wide}}  {verdict:7}  {found}".rstrip() for name, verdict, found in rows]
     fixes = [f"{c.verdict}: {c.name}: {c.fix}" for c in checks if c.fix]
-    return "\n".join([*lines, *([""] if fixes else []), *fixes])
+    return "\n".join([printing.table(rows), *([""] if fixes else []), *fixes])
 
 
 def exit_code(checks: Sequence[Check]) -> int:

@@ -33,6 +33,7 @@ from gpt2_ds.parallel.agreement import gathered
 from gpt2_ds.parallel.engine import build_engine, parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
+from gpt2_ds.plan.printing import size
 from gpt2_ds.record.ledger import Ledger
 from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
@@ -220,7 +221,7 @@ def report(plan: RunPlan, timings: list[Timing]) -> Iterator[str]:
             f"{'' if mfu is None else f'{mfu:.3f}':>6} "
             f"{'' if plain is None else f'{timing.median / plain:.3f}':>17}"
         )
-    yield f"peak memory of rank 0, all of these together: {peak_memory_bytes() / 2**30:.2f} GiB"
+    yield f"peak memory of rank 0, all of these together: {size(peak_memory_bytes())}"
 
 
 def benchmark(

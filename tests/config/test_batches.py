@@ -21,8 +21,9 @@ from gpt2_ds.config.derive import derive
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.recipe import BatchSection, RampSection
 from gpt2_ds.config.recipe_file import LoadedRecipe, load_recipe
-from gpt2_ds.config.run_plan import describe, resolve_run
+from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.config.same_run import fingerprint
+from gpt2_ds.plan.show import describe
 from tests.config.small_recipe import SMALL, load_small, small_file
 
 RAMP = (  # 256, 512 and 768 tokens, a third of 3,000 each; then 1024

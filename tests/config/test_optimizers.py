@@ -13,9 +13,8 @@ import pytest
 
 from gpt2_ds.config import optimizers
 from gpt2_ds.config.errors import EXIT_WRONG_INPUT
-from gpt2_ds.config.optimizer_section import OptimizerSection
 from gpt2_ds.config.optimizers import OPTIMIZERS, Optimizer, name_of_type, optimizer_named
-from gpt2_ds.config.recipe import Recipe
+from gpt2_ds.config.recipe import OptimizerSection, Recipe
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
 from gpt2_ds.plan.states import checkpoint_bytes, model_states
 from tests.config.small_recipe import only_fault, small_file
@@ -167,7 +166,7 @@ def test_a_row_is_all_that_a_run_on_paper_needs(
 
 def test_nobody_else_asks_for_a_name() -> None:
     """A guard on a name is a branch into which the next optimizer falls unseen."""
-    schema, rule = "config/optimizer_section.py", "config/lint/muon.py"
+    schema, rule = "config/recipe.py", "config/lint/muon.py"
     found = {
         f"{path.relative_to(REPOSITORY / 'gpt2_ds')}:{node.lineno}"
         for path in (REPOSITORY / "gpt2_ds").rglob("*.py")

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, user_error
-from gpt2_ds.plan.cost.gpus import GIB, GPUS, Cluster, parse_gpus
+from gpt2_ds.plan.cost.gpus import GPUS, Cluster, parse_gpus
 from gpt2_ds.plan.cost.memory import DeviceParts
 from gpt2_ds.plan.cost.settings import Setting, Settings, settings
 from gpt2_ds.plan.cost.speed import (
@@ -20,6 +20,7 @@ from gpt2_ds.plan.cost.speed import (
 )
 from gpt2_ds.plan.cost.what_would import what_would
 from gpt2_ds.plan.picture import Bar, bars, write_page
+from gpt2_ds.plan.printing import GIB, in_gib, size, table
 from gpt2_ds.plan.schedule import curves
 from gpt2_ds.plan.show import add_recipe_arguments
 from gpt2_ds.plan.states import checkpoint_bytes, disk_bytes
@@ -85,7 +86,7 @@ def _heading(found: Settings, cluster: Cluster) -> str:
     if not found.found:
         return ""
     plan, gpu = found.found[0].plan, cluster.gpu
-    memory = f"{gpu.memory_bytes / GIB:.1f} GiB each"
+    memory = f"{size(gpu.memory_bytes)} each"
     machines = f"{cluster.nodes} x {cluster.node_ranks}" if cluster.nodes > 1 else "one machine"
     text = (
         f"{plan.loaded.name}: {plan.derived.n_parameters:,} parameters, "
@@ -99,46 +100,31 @@ def _heading(found: Settings, cluster: Cluster) -> str:
     return text
 
 
-def _gib(n_bytes: float) -> str:
-    return f"{n_bytes / GIB:,.1f}"
-
-
 def _name(setting: Setting) -> str:
     extra = " + checkpointing" if setting.checkpointing else ""
     return f"{Path(setting.plan.template_file).stem}{extra}"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _memory_table(found: Settings, cluster: Cluster) -> str:
     header = ["GiB of one GPU", "micro-batch", *_PARTS, "total", "fits", "host", "NVMe"]
     rows = [header]
     for setting in found.found:
-        parts = [_gib(getattr(setting.need.device, part)) for part in _PARTS]
+        parts = [in_gib(getattr(setting.need.device, part)) for part in _PARTS]
         rows.append(
             [
                 _name(setting),
                 str(setting.micro_batch_size),
                 *parts,
-                _gib(setting.need.device.total),
+                in_gib(setting.need.device.total),
                 "yes" if setting.fits else "no",
-                _gib(setting.need.host_bytes),
-                _gib(setting.need.disk_bytes),
+                in_gib(setting.need.host_bytes),
+                in_gib(setting.need.disk_bytes),
             ]
         )
-    limit = _gib(cluster.gpu.memory_bytes), _gib(cluster.gpu.node_memory_bytes)
+    limit = in_gib(cluster.gpu.memory_bytes), in_gib(cluster.gpu.node_memory_bytes)
     rows.append(["there is", "", *("" for _ in _PARTS), limit[0], "", limit[1], ""])
     return (
-        _table(rows)
+        table(rows, numbers=True)
         + "\n(host and NVMe: GiB of one machine; checkpointing: of activations. A setting "
         "fits when 4 % stay free.)"
     )
@@ -164,7 +150,7 @@ def _time_table(found: Settings, cluster: Cluster, price: float | None) -> str:
                 *([] if price is None else [f"{hours * price:,.0f}"]),
             ]
         )
-    return _table(rows) if len(rows) > 1 else ""
+    return table(rows, numbers=True) if len(rows) > 1 else ""
 
 
 def command(setting: Setting, found: Settings, recipe: Path, cluster: Cluster) -> str:
@@ -188,8 +174,8 @@ def _cheapest(setting: Setting, found: Settings, args: Namespace, cluster: Clust
         f"The cheapest that fits (the simplest within 2 % of it): {_name(setting)}, micro-batch "
         f"{setting.micro_batch_size}.",
         _time_and_money(setting, args, cluster),
-        f"A checkpoint takes {_gib(checkpoint_bytes(plan))} GiB, the run directory up to "
-        f"{_gib(disk_bytes(plan))} GiB, and {tokens:,} tokens {_gib(_TOKEN_BYTES * tokens)} GiB.",
+        f"A checkpoint takes {size(checkpoint_bytes(plan))}, the run directory up to "
+        f"{size(disk_bytes(plan))}, and {tokens:,} tokens {size(_TOKEN_BYTES * tokens)}.",
         *_hint(setting, cluster),
         *map(str, plan.warnings),
     ]
@@ -240,7 +226,7 @@ def _hint(setting: Setting, cluster: Cluster) -> list[str]:
     ):
         return []
     return [
-        f"Logits take {_gib(device.logits)} GiB; --set model.loss_chunk_size=1024 saves nearly "
+        f"Logits take {size(device.logits)}; --set model.loss_chunk_size=1024 saves nearly "
         "all of it and costs one more pass through the head."
     ]
 
@@ -250,7 +236,7 @@ def _write_picture(file: Path, found: Settings, cluster: Cluster, text: str) -> 
         Bar(
             _name(setting),
             [getattr(setting.need.device, part) / GIB for part in _PARTS],
-            f"{_gib(setting.need.device.total)} GiB, micro-batch {setting.micro_batch_size}"
+            f"{size(setting.need.device.total)}, micro-batch {setting.micro_batch_size}"
             + ("" if setting.fits else ": does not fit"),
         )
         for setting in found.found

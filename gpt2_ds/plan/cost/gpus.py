@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from gpt2_ds.config.errors import nearest, user_error
 from gpt2_ds.plan.flops import peak_bf16_flops
+from gpt2_ds.plan.printing import GIB
 
-GIB = 1 << 30
 _GIGA = 10**9
 _GBIT = 10**9 / 8
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.plan.cost.activations import backward_bytes, kept_bytes, logits_bytes
-from gpt2_ds.plan.cost.gpus import GIB, Cluster
+from gpt2_ds.plan.cost.gpus import Cluster
+from gpt2_ds.plan.printing import GIB
 from gpt2_ds.plan.states import (
     FP32_BYTES,
     model_states,

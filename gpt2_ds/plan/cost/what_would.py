@@ -7,9 +7,10 @@ from math import ceil
 
 from gpt2_ds.config.numbers import divisors
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.plan.cost.gpus import GIB, GPUS, Cluster
+from gpt2_ds.plan.cost.gpus import GPUS, Cluster
 from gpt2_ds.plan.cost.memory import USABLE, need
 from gpt2_ds.plan.cost.settings import Settings
+from gpt2_ds.plan.printing import GIB, size
 
 _CHUNK_ROWS = 256
 
@@ -20,9 +21,9 @@ def what_would(found: Settings, cluster: Cluster) -> str:
     if not plans:
         return "No template can be used: see above."
     least = min(found.found, key=lambda setting: setting.need.device.total)
-    gpu_gib, host_gib = least.need.device.total / GIB, least.need.host_bytes / GIB
+    host_gib = least.need.host_bytes / GIB
     lines = [
-        f"Nothing fits. The least that a GPU must hold is {gpu_gib:,.1f} GiB "
+        f"Nothing fits. The least that a GPU must hold is {size(least.need.device.total)} "
         f"({least.plan.template_file}, activation checkpointing, {host_gib:,.0f} GiB of host "
         "memory a machine). What would fit:"
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2_ds.config.errors import EXIT_DONE, nearest, user_error
@@ -11,6 +11,7 @@ from gpt2_ds.config.recipe_file import LoadedRecipe, flatten, load_recipe
 from gpt2_ds.config.yaml_document import read_text
 from gpt2_ds.plan.papers.list_recipes import RECIPES
 from gpt2_ds.plan.papers.paper import PAPERS, Paper
+from gpt2_ds.plan.printing import table
 
 _HEAD = ("key", "paper", "source", "here", "why (the comment beside it)")
 
@@ -73,13 +74,6 @@ def deviations(loaded: LoadedRecipe, paper: Paper) -> Iterator[tuple[str, str, s
             yield key, published.text, published.source, _shown(ours), why
     for apart in paper.apart:
         yield apart.what, apart.published.text, apart.published.source, apart.ours, apart.why
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the last one free."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:{w}}" for cell, w in zip(row, wide, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _values(loaded: LoadedRecipe) -> dict[str, object]:

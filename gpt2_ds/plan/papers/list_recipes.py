@@ -11,6 +11,7 @@ from gpt2_ds.config.errors import EXIT_DONE, nearest, user_error
 from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.plan.flops import PEAK_BF16_FLOPS, flops_per_token, peak_bf16_flops
+from gpt2_ds.plan.printing import table
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 _DAY_SECONDS = 86_400
@@ -62,10 +63,7 @@ def list_recipes(args: Namespace) -> int:
         raise user_error(f"--mfu {args.mfu}", "is no share of the peak", "Give 0.4, for example.")
     found = sorted(map(listed, RECIPES.glob("*.yaml")), key=lambda recipe: recipe.flops)
     rows = [_HEAD, *(_row(recipe, recipe.gpu_days(peak, args.mfu)) for recipe in found)]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        right = (f"{cell:>{w}}" for cell, w in zip(cells, wide[1:], strict=True))
-        print("  ".join((f"{name:{wide[0]}}", *right)))
+    print(table(rows, numbers=True))
     print("\nFLOPs: 6 parameters + 12 n_layer n_embd seq_length a token (PaLM, appendix B).")
     speed = f"{peak / 1e12:g} TFLOP/s in bf16"
     print(f"GPU-days: on {args.gpu}, {speed}, at an assumed MFU of {args.mfu:g}.")

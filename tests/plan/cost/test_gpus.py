@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.plan.cost.gpus import GIB, GPUS, parse_gpus, read_gpus
+from gpt2_ds.plan.cost.gpus import GPUS, parse_gpus, read_gpus
+from gpt2_ds.plan.printing import GIB
 from tests.config.small_recipe import only_fault
 
 

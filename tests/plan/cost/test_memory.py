@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from gpt2_ds.plan.cost.activations import backward_bytes, logits_bytes
-from gpt2_ds.plan.cost.gpus import GIB, GPUS, parse_gpus
+from gpt2_ds.plan.cost.gpus import GPUS, parse_gpus
 from gpt2_ds.plan.cost.memory import Need, need
+from gpt2_ds.plan.printing import GIB
 from gpt2_ds.plan.states import model_states
 from tests.plan.test_states import plan
 
