@@ -1,22 +1,20 @@
 """Train a recipe: deepspeed launch/train.py --recipe recipes/quickstart.yaml."""
 
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.deepspeed_release import check_deepspeed
-from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
+from gpt2_ds.config.errors import exit_code_of
 from gpt2_ds.config.run_plan import resolve_run
 from gpt2_ds.hosts.hostfile import check_hostfile, ranks_of, read_hostfile
-from gpt2_ds.hosts.launcher import adopt_launcher_variables, check_world_size, rank, world_size
-from gpt2_ds.hosts.node_commands import describe_nodes
+from gpt2_ds.hosts.launcher import adopt_launcher_variables, check_world_size, world_size
 from gpt2_ds.hosts.node_environment import load_node_environment
 from gpt2_ds.hosts.supervisor import supervise
-from gpt2_ds.plan.show import describe
 from gpt2_ds.preflight.inputs import open_inputs
 from gpt2_ds.train.start.arguments import parse, start_options
+from gpt2_ds.train.start.dry_run import show_run
 
 
 def main() -> int:
@@ -41,11 +39,7 @@ def main() -> int:
     )
     options = start_options(args, plan.derived.steps)
     if args.dry_run:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `train.py --dry-run | head` is no failure
-        if rank() == 0:
-            nodes = [describe_nodes(args.hostfile, sys.argv)] if args.hostfile else []
-            print(describe(plan), *nodes, sep="\n")
-        return EXIT_DONE
+        return show_run(plan, args.hostfile, sys.argv)
     supervise(args.restarts)  # from here on in a process of its own, when there are restarts
     corpus = open_inputs(plan)
 
