@@ -110,12 +110,13 @@ def test_the_linter_says_so_too(
 
 def _restore(plan: RunPlan) -> object:
     from gpt2_ds.checkpoint import restore
+    from gpt2_ds.files.heartbeat import UNHEARD
 
     manifest: Any = SimpleNamespace(world_size=1, zero_stage=0, layout="")
     engine: Any = SimpleNamespace(load_checkpoint=lambda *args, **kwargs: ("x", None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(restore, "layout_of", lambda plan, engine: "")
-        restore._load(plan, engine, Path("step_1"), manifest, lambda doing: None)
+        restore._load(plan, engine, Path("step_1"), manifest, UNHEARD)
     return None
 
 
