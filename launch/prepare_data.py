@@ -21,36 +21,20 @@ from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
 def main() -> int:
     """Prepare or adopt, and say what was made."""
     # Here, because each worker process runs what stands above when it starts.
-    from gpt2_ds.data.format.tokenizer import load_tokenizer
     from gpt2_ds.data.preparation.arguments import parse
     from gpt2_ds.data.preparation.prepare import prepare
+    from gpt2_ds.data.preparation.request import Request
     from gpt2_ds.data.preparation.summary import summary
 
-    args = parse(__doc__, sys.argv[1:])
-    tokenizer = load_tokenizer(args.tokenizer)
-    if args.adopt is not None:
+    asked = parse(__doc__, sys.argv[1:])
+    if isinstance(asked, Request):
+        out, manifest = asked.out, prepare(asked)
+    else:
+        from gpt2_ds.data.format.tokenizer import load_tokenizer
         from gpt2_ds.data.preparation.adopt import adopt
 
-        out, manifest = args.adopt, adopt(Path(args.adopt), tokenizer)
-    else:
-        out = args.out
-        manifest = prepare(
-            args.inputs,
-            out,
-            tokenizer,
-            workers=args.workers,
-            text_field=args.text_field,
-            validation_fraction=args.validation_fraction,
-            validation_inputs=args.validation,
-            on_bad=args.on_bad,
-            shard_tokens=args.shard_tokens,
-            config=args.config,
-            split=args.split,
-            revision=args.revision,
-            document_separator=args.document_separator,
-            deduplicate=args.deduplicate,
-            shuffle_seed=args.shuffle_seed,
-        )
+        out = asked.directory
+        manifest = adopt(out, load_tokenizer(asked.tokenizer))
     print(*summary(manifest, out), sep="\n")
     return EXIT_DONE
 

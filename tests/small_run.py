@@ -10,8 +10,8 @@ import numpy as np
 
 from gpt2_ds.config.recipe import DataSection
 from gpt2_ds.config.run_plan import RunPlan, resolve_run
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.data.reading.corpus import Corpus
 from tests.conftest import REPOSITORY
 
@@ -39,7 +39,7 @@ def small_dataset(folder: Path) -> Path:
     """About 200,000 byte tokens of Python."""
     path = folder / "data"
     sources = sorted((REPOSITORY / "gpt2_ds").rglob("*.py"))
-    prepare(sources, path, load_tokenizer("bytes"), validation_fraction=0.1)
+    prepare(Request(inputs=sources, out=path, tokenizer="bytes", validation_fraction=0.1))
     return path
 
 

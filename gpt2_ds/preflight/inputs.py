@@ -11,6 +11,7 @@ from gpt2_ds.config.same_run import check_same_run
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import ensure_prepared, prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.hosts.launcher import rank
 
@@ -106,10 +107,12 @@ def _prepare_once(plan: RunPlan) -> None:
         if rank() == 0:
             print(f"Preparing {', '.join(wanted.inputs)} into {path} ...", flush=True)
         prepare(
-            wanted.inputs,
-            path,
-            load_tokenizer(recipe.tokenizer.name),
-            validation_fraction=wanted.validation_fraction,
+            Request(
+                inputs=wanted.inputs,
+                out=path,
+                tokenizer=recipe.tokenizer.name,
+                validation_fraction=wanted.validation_fraction,
+            )
         )
 
     ensure_prepared(path, make)

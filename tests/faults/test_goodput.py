@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.record.ledger import read_ledger
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Row
@@ -46,7 +46,9 @@ def useful_seconds(run: Path) -> float:
 @pytest.mark.faults
 def test_goodput_with_a_kill_every_ten_saves(tmp_path: Path, row: Row) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
-    prepare(["python-stdlib"], data, load_tokenizer("bytes"), validation_fraction=0.05)
+    prepare(
+        Request(inputs=["python-stdlib"], out=data, tokenizer="bytes", validation_fraction=0.05)
+    )
     settings = (
         *the_recipe_as_it_is(),
         f"schedule.total_tokens={STEPS * 2048}",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.conftest import REPOSITORY
 from tests.launch.commands import bare_environment, run_command
 from tests.ranks import free_port
@@ -44,7 +44,7 @@ def test_nothing_connects_after_preparation(
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_cache))  # to prepare, and not after it
     files = sorted((REPOSITORY / "gpt2_ds").rglob("*.py"))
-    prepare(files, tmp_path / "data", load_tokenizer("gpt2"), validation_fraction=0.1)
+    prepare(Request(inputs=files, out=tmp_path / "data", tokenizer="gpt2", validation_fraction=0.1))
     environment = bare_environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
     assert "TIKTOKEN_CACHE_DIR" not in environment
     words = " ".join(f"--set {setting}" for setting in SETTINGS)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.conftest import REPOSITORY
 from tests.launch.commands import run_command
 from tests.ranks import free_port
@@ -100,10 +100,12 @@ def test_shakespeare_reaches_nanogpts_loss(tinyshakespeare: Path, tmp_path: Path
     (tmp_path / "train.txt").write_text(text[:cut])
     (tmp_path / "validation.txt").write_text(text[cut:])
     prepare(
-        [tmp_path / "train.txt"],
-        tmp_path / "data",
-        load_tokenizer("bytes"),
-        validation_inputs=[tmp_path / "validation.txt"],
+        Request(
+            inputs=[tmp_path / "train.txt"],
+            out=tmp_path / "data",
+            tokenizer="bytes",
+            validation=[tmp_path / "validation.txt"],
+        )
     )
     shown = run_command(
         f"deepspeed --master_port {free_port()} launch/train.py --recipe recipes/shakespeare.yaml "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.conftest import REPOSITORY
 from tests.launch.commands import run_command
 from tests.ranks import free_port
@@ -69,7 +69,14 @@ def test_gpt2_124m_takes_three_steps_on_real_text(
     gpt2_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_cache))
-    prepare(["python-stdlib"], tmp_path / "data", load_tokenizer("gpt2"), validation_fraction=0.05)
+    prepare(
+        Request(
+            inputs=["python-stdlib"],
+            out=tmp_path / "data",
+            tokenizer="gpt2",
+            validation_fraction=0.05,
+        )
+    )
     small = ("data.seq_length=128", "batch.global_batch_tokens=512", "batch.micro_batch_size=2")
     # 16-bit matrix products are far slower on a CPU without hardware for them.
     small += ("precision.dtype=fp32",)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.recipe_file import dump_recipe, load_recipe
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.config.small_recipe import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +36,12 @@ class Workplace:
         for number in range(40):
             (folder / "text" / f"{number}.txt").write_text(f"document {number} " * 30)
         prepare(
-            [folder / "text"],
-            folder / "dataset",
-            load_tokenizer("bytes"),
-            validation_fraction=0.3,
+            Request(
+                inputs=[folder / "text"],
+                out=folder / "dataset",
+                tokenizer="bytes",
+                validation_fraction=0.3,
+            )
         )
 
     def change(self, old: str, new: str) -> None:

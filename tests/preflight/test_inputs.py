@@ -15,8 +15,8 @@ from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.config.same_run import fingerprint
 from gpt2_ds.data.format.dataset import Dataset
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.preflight.inputs import open_inputs
 from tests.checkpoint.saved_files import manifest_of
 from tests.conftest import REPOSITORY
@@ -102,7 +102,7 @@ def test_more_validation_tokens_than_there_are(data: Path, tmp_path: Path) -> No
 
 def test_too_little_text(texts: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    prepare([texts], data, load_tokenizer("bytes"), validation_fraction=0.02)
+    prepare(Request(inputs=[texts], out=data, tokenizer="bytes", validation_fraction=0.02))
     longest = ("model.n_positions=16384", "data.seq_length=16384", "evaluation.tokens=16384")
     longest += ("batch.global_batch_tokens=16384", "batch.micro_batch_size=1")
     longest += ("schedule.total_tokens=16384", "schedule.decay_tokens=16384")
@@ -114,7 +114,7 @@ def test_too_little_text(texts: Path, tmp_path: Path) -> None:
 def test_too_little_text_to_train_on(texts: Path, tmp_path: Path) -> None:
     data, long = tmp_path / "data", tmp_path / "long.txt"
     long.write_text("words " * 4000)
-    prepare([texts], data, load_tokenizer("bytes"), validation_inputs=[long])
+    prepare(Request(inputs=[texts], out=data, tokenizer="bytes", validation=[long]))
     settings = ("model.n_positions=20480", "data.seq_length=20480", "evaluation.tokens=20480")
     settings += ("batch.global_batch_tokens=20480", "batch.micro_batch_size=1")
     settings += ("schedule.total_tokens=20480", "schedule.decay_tokens=20480")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.preflight.inputs import open_inputs
 from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
@@ -18,7 +18,9 @@ from tests.small_run import metrics_of, small_plan
 def two_sources(folder: Path, *, tokenizer: str = "bytes") -> str:
     for name, files in (("code", "gpt2_ds/**/*.py"), ("tests", "tests/**/test_*.py")):
         paths = sorted(REPOSITORY.glob(files))
-        prepare(paths, folder / name, load_tokenizer(tokenizer), validation_fraction=0.1)
+        prepare(
+            Request(inputs=paths, out=folder / name, tokenizer=tokenizer, validation_fraction=0.1)
+        )
     sources = [
         f"{name}: {{path: {folder / name}, weight: {weight}}}"
         for name, weight in (("code", 3), ("tests", 1))
@@ -73,8 +75,15 @@ def test_sources_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
     ranks.write_bytes((tmp_path / "code/tokenizer/ranks.tiktoken").read_bytes())
     text = tmp_path / "text.txt"
     text.write_text("words " * 1000)
-    other = load_tokenizer(str(ranks))  # the same bytes, split as GPT-2 does
-    prepare([text], tmp_path / "third", other, validation_inputs=[REPOSITORY / "LICENSE"])
+    # The same bytes, split as GPT-2 does.
+    prepare(
+        Request(
+            inputs=[text],
+            out=tmp_path / "third",
+            tokenizer=str(ranks),
+            validation=[REPOSITORY / "LICENSE"],
+        )
+    )
     third = sources.replace(str(tmp_path / "tests"), str(tmp_path / "third"))
     plan = small_plan(Path(), tmp_path / "run", "data.path=null", third)
     with pytest.raises(UserError) as refused:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gpt2_ds.config.errors import RunError, UserError
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
@@ -281,7 +281,11 @@ def another_dataset(data: Path, other: Path, run_dir: Path) -> str:
 @pytest.mark.heavy
 def test_ranks_that_see_different_datasets_do_not_train(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    prepare([Path(__file__)], other, load_tokenizer("bytes"), validation_inputs=[data / "../x.txt"])
+    prepare(
+        Request(
+            inputs=[Path(__file__)], out=other, tokenizer="bytes", validation=[data / "../x.txt"]
+        )
+    )
     for message in run_ranks(another_dataset, 2, tmp_path, data, other, tmp_path / "run"):
         assert "rank 1 sees other data there than rank 0. Copy one dataset" in message
     assert files_of(tmp_path / "run") == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.preflight.inputs import open_inputs
 from tests.conftest import REPOSITORY
 from tests.files.fault_server import serving
@@ -32,8 +32,11 @@ def run_to(data: str, folder: Path, max_steps: int | None) -> None:
 def test_two_ranks_train_on_streamed_shards_as_on_local_ones(tmp_path: Path) -> None:
     files = sorted((REPOSITORY / "gpt2_ds").rglob("*.py"))
     local = tmp_path / "data"
-    bytes_ = load_tokenizer("bytes")
-    prepare(files, local, bytes_, validation_fraction=0.1, shard_tokens=20_000)
+    prepare(
+        Request(
+            inputs=files, out=local, tokenizer="bytes", validation_fraction=0.1, shard_tokens=20_000
+        )
+    )
     content = {
         f"/{path.relative_to(local).as_posix()}": path.read_bytes()
         for path in local.rglob("*")

@@ -1,22 +1,32 @@
-"""What can be typed after `launch/prepare_data.py`."""
+"""What can be typed after `launch/prepare_data.py`: the fields of `Request`, and --adopt."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.preparation.request import SHARD_TOKENS
-
-INPUTS = """what to read, in this order. A text file is one document (unless there is a
---document-separator); of JSON lines (.jsonl .ndjson .json) and .parquet a row is one; text and JSON
-lines may be packed (.gz .zst). A folder is recursed and sorted, dot files left out; a pattern
-("data/*.jsonl.gz", in quotes) is sorted. - is standard input: JSON lines if it begins with {, else
-text. hf:OWNER/NAME is a dataset of the Hugging Face hub, read while it is downloaded, and hf:FOLDER
-a local one. python-stdlib is the sources of this Python's standard library"""
+from gpt2_ds.data.preparation.request import Request, flag_of
 
 
-def parse(description: str | None, words: Sequence[str]) -> argparse.Namespace:
+class Adoption(NamedTuple):
+    """Shards to make a dataset of, where they are.
+
+    Args:
+        directory: of the shards.
+        tokenizer: its name, or the file of its ranks.
+    """
+
+    directory: Path
+    tokenizer: str
+
+
+def parse(description: str | None, words: Sequence[str]) -> Request | Adoption:
     """What was typed.
 
     Args:
@@ -24,103 +34,56 @@ def parse(description: str | None, words: Sequence[str]) -> argparse.Namespace:
         words: after the name of the command.
 
     Raises:
-        UserError: neither inputs and --out nor --adopt alone.
+        UserError: neither inputs and --out nor --adopt alone, or a number out of its range.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not typed, the model sets
     )
-    _add_inputs(parser)
-    _add_documents(parser)
-    _add_shards(parser)
-    args = parser.parse_args(words)
-    if args.adopt is not None:
-        given = [*args.inputs, *([f"--out {args.out}"] if args.out else [])]
-        if given:
-            raise user_error(
-                f"--adopt {args.adopt}",
-                f"{given[0]} is given too, and to adopt is to leave the files where they are",
-                "Leave out one of the two.",
-            )
-    elif not args.inputs:
-        raise user_error("INPUT", "none is given", "Name one; --help lists the kinds.")
-    elif args.out is None:
-        raise user_error("--out", "is not given", "Say where: --out data/NAME.")
-    return args
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help=INPUTS)
-    add("--out", metavar="DIR", help="the dataset; must not be there yet")
-    add(
+    for name, field in Request.model_fields.items():
+        _add(parser, name, field)
+    parser.add_argument(
         "--adopt",
+        type=Path,
         metavar="DIR",
         help="in place of INPUT and --out: make a folder of token files that were made elsewhere "
         "a dataset, by putting a manifest and the tokenizer beside them",
     )
-    add("--text-field", default="text", metavar="NAME", help="of a row, its text (text)")
-    add("--config", metavar="NAME", help="of hf:, the dataset's configuration, if it has several")
-    add("--split", default="train", metavar="NAME", help="of hf:, which split to read (train)")
-    add(
-        "--revision",
-        metavar="REV",
-        help="of hf:, a branch, tag or commit (the newest commit); the manifest has the commit",
-    )
+    typed = vars(parser.parse_args(words))
+    inputs, out = typed.get("inputs", []), typed.get("out")
+    if (directory := typed.get("adopt")) is not None:
+        given = [*inputs, *([f"--out {out}"] if out else [])]
+        if given:
+            raise user_error(
+                f"--adopt {directory}",
+                f"{given[0]} is given too, and to adopt is to leave the files where they are",
+                "Leave out one of the two.",
+            )
+        tokenizer = Request.model_fields["tokenizer"].default
+        return Adoption(directory, typed.get("tokenizer", tokenizer))
+    if not inputs:
+        raise user_error("INPUT", "none is given", "Name one; --help lists the kinds.")
+    if out is None:
+        raise user_error("--out", "is not given", "Say where: --out data/NAME.")
+    return Request(**typed)
 
 
-def _add_documents(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--document-separator",
-        metavar="LINE",
-        help="text files are cut into documents at lines equal to it, say '<|endoftext|>'",
-    )
-    add(
-        "--on-bad",
-        choices=("error", "skip"),
-        default="error",
-        help="stop at a bad document, or leave it out and count it (error)",
-    )
-    add(
-        "--deduplicate",
-        action="store_true",
-        help="leave out a document whose text came before, in either split",
-    )
-    add(
-        "--validation-fraction",
-        type=float,
-        default=0.001,
-        metavar="X",
-        help="share of the documents, chosen by a hash of their text (0.001)",
-    )
-    add(
-        "--validation",
-        action="append",
-        default=[],
-        metavar="INPUT",
-        help="an input that is the validation split, instead; repeatable",
-    )
-
-
-def _add_shards(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--tokenizer",
-        default="gpt2",
-        metavar="gpt2|bytes|FILE",
-        help="GPT-2's, the 256 bytes, or a file of tiktoken ranks (gpt2)",
-    )
-    add("--workers", type=int, default=1, metavar="N", help="processes that encode (1)")
-    add(
-        "--shuffle-seed",
-        type=int,
-        metavar="N",
-        help="put the documents within each train shard in an order of this seed (as read)",
-    )
-    add(
-        "--shard-tokens",
-        type=int,
-        default=SHARD_TOKENS,
-        metavar="N",
-        help=f"about how many tokens a shard has ({SHARD_TOKENS})",
-    )
+def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    """Make a field of `Request` an argument; what it takes follows from its type."""
+    kind, about = field.annotation, (field.description or "").replace("%", "%%")
+    if not field.is_required() and field.default not in (None, False, ()):
+        about += f" ({field.default})"
+    if name == "inputs":
+        parser.add_argument(name, nargs="*", metavar=field.title, help=about)
+        return
+    takes: dict[str, Any] = {"metavar": field.title}
+    if kind is bool:
+        takes = {"action": "store_true"}
+    elif get_origin(kind) is Literal:
+        takes = {"choices": get_args(kind)}
+    elif get_origin(kind) is Sequence:
+        takes |= {"action": "append"}
+    else:
+        takes["type"] = next(type_ for type_ in get_args(kind) or (kind,) if type_ is not NoneType)
+    parser.add_argument(flag_of(name), help=about, **takes)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.data.preparation.document import Bad, Document
 from gpt2_ds.data.preparation.reading import Position, read_documents
+from gpt2_ds.data.preparation.request import OnBad
 from gpt2_ds.data.preparation.sources import Input
 
 BLOCK_BYTES = 2**20
 BLOCK_DOCUMENTS = 2**14
-
-OnBad = Literal["error", "skip"]
 
 
 @dataclass

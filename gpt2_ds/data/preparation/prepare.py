@@ -13,7 +13,6 @@ import platform
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +28,8 @@ from gpt2_ds.data.format.manifest import (
     TokenizerEntry,
     read_manifest,
 )
-from gpt2_ds.data.format.tokenizer import Tokenizer
-from gpt2_ds.data.preparation.blocks import OnBad, read_blocks
+from gpt2_ds.data.format.tokenizer import load_tokenizer
+from gpt2_ds.data.preparation.blocks import read_blocks
 from gpt2_ds.data.preparation.disk_space import bytes_still_needed, full_disk, is_full_disk
 from gpt2_ds.data.preparation.encoding_pool import encode_blocks
 from gpt2_ds.data.preparation.partial_folder import (
@@ -41,97 +40,37 @@ from gpt2_ds.data.preparation.partial_folder import (
 )
 from gpt2_ds.data.preparation.progress import Progress
 from gpt2_ds.data.preparation.reading import BEGINNING, Position
-from gpt2_ds.data.preparation.request import (
-    COMMITS,
-    SHARD_TOKENS,
-    Request,
-    check_arguments,
-    check_hub_flags,
-)
-from gpt2_ds.data.preparation.sources import HubChoice, find_inputs
-from gpt2_ds.data.preparation.units import Cutting, UnitWriter
+from gpt2_ds.data.preparation.ready_request import COMMITS, ReadyRequest
+from gpt2_ds.data.preparation.request import Request
+from gpt2_ds.data.preparation.sources import find_inputs
+from gpt2_ds.data.preparation.units import UnitWriter
 from gpt2_ds.files.durable_file import sync
 
 
-def prepare(
-    inputs: Sequence[str | Path],
-    out: str | Path,
-    tokenizer: Tokenizer,
-    *,
-    workers: int = 1,
-    text_field: str = "text",
-    validation_fraction: float = 0.001,
-    validation_inputs: Sequence[str | Path] = (),
-    on_bad: OnBad = "error",
-    shard_tokens: int = SHARD_TOKENS,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    document_separator: str | None = None,
-    deduplicate: bool = False,
-    shuffle_seed: int | None = None,
-) -> Manifest:
-    """Turn text into a dataset at `out`.
-
-    Args:
-        inputs: files, folders, patterns, `-`, `hf:OWNER/NAME` or `python-stdlib`: see
-            `gpt2_ds.data.preparation.sources`.
-        out: a directory that is not there yet; it appears under this name when complete.
-        tokenizer: goes into the dataset.
-        workers: processes that encode.
-        text_field: of a row of JSON lines, parquet or a dataset of the hub, its text.
-        validation_fraction: of documents, chosen by a hash of the text, so that the choice does
-            not depend on files or order; unused with `validation_inputs`.
-        validation_inputs: if given, the whole validation split.
-        on_bad: "error" stops at a bad document, "skip" counts it in the manifest.
-        shard_tokens: about how many tokens a shard has.
-        config: of a dataset of the hub, its configuration.
-        split: of a dataset of the hub.
-        revision: of a dataset of the hub: branch, tag or commit; None: the newest commit.
-        document_separator: the line between documents of a text file; None: a file is a document.
-        deduplicate: leave out a document whose text came before, in either split.
-        shuffle_seed: if given, the documents within a train shard are put in an order of its own.
+def prepare(request: Request) -> Manifest:
+    """Turn text into a dataset at `request.out`, which appears under this name when complete.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: `out` is taken, an argument is out of range, an input is missing or bad, an
+        UserError: `out` is taken, an input is missing or bad, the tokenizer is unknown, an
             earlier start with the same `out` was asked for something else, or no token is left
             to train on.
         RunError: a worker died, the disk is full or refuses to be written, the hub cannot be
             read, or Ctrl-C was pressed. `out` is not there then, and the same call goes on.
     """
-    out = Path(out)
-    cutting = Cutting(
-        shard_tokens=shard_tokens,
-        validation_fraction=validation_fraction,
-        shuffle_seed=shuffle_seed,
-        deduplicate=deduplicate,
-    )
-    check_arguments(workers, cutting)
-    if validation_inputs:
-        cutting = replace(cutting, validation_fraction=0.0)
+    out = request.out
+    tokenizer = load_tokenizer(request.tokenizer)
+    if request.validation:
+        request = request.model_copy(update={"validation_fraction": 0.0})
     if _is_taken(out) and not partial_path(out).exists():
         raise _taken(out)
-    choice = HubChoice(config, split, revision)
     try:
         with locked_folder(out) as folder, _told_plainly(folder):
-            choice = replace(choice, pinned=(folder.stored_job or {}).get(COMMITS))
-            train = find_inputs(inputs, choice=choice)
-            validation = find_inputs(validation_inputs, others=train, choice=choice)
-            check_hub_flags(choice, [*train, *validation])
-            request = Request(
-                out=out,
-                tokenizer=tokenizer,
-                train=tuple(train),
-                validation=tuple(validation),
-                cutting=cutting,
-                choice=choice,
-                text_field=text_field,
-                document_separator=document_separator,
-            )
-            return _prepare(request, folder, workers, on_bad)
+            commits = (folder.stored_job or {}).get(COMMITS, {})
+            ready = ReadyRequest(request, tokenizer, *find_inputs(request, commits))
+            return _prepare(ready, folder)
     except OSError as error:
         raise RunError(f"{out}: could not be written: {error}.") from error
 
@@ -169,26 +108,27 @@ def _kept(folder: PartialFolder) -> str:
     return f" Complete shards kept: {len(folder.shards)}. The same command goes on."
 
 
-def _prepare(request: Request, folder: PartialFolder, workers: int, on_bad: OnBad) -> Manifest:
+def _prepare(ready: ReadyRequest, folder: PartialFolder) -> Manifest:
     """All units, the manifest, and at last the dataset's name."""
-    needed_bytes: Callable[[], int] = partial(bytes_still_needed, 0, request.total_bytes, 0)
+    request = ready.request
+    needed_bytes: Callable[[], int] = partial(bytes_still_needed, 0, ready.total_bytes, 0)
     try:
-        folder.begin(request.job)
+        folder.begin(ready.job)
         if _is_taken(request.out):
             if not folder.is_published:
                 raise _taken(request.out)
             folder.remove()  # an earlier start was killed when only this was left to do
             return read_manifest(request.out)
         folder.clear_unfinished()
-        request.tokenizer.save(folder.dataset / TOKENIZER_DIRECTORY)
-        writer = UnitWriter(folder, request.tokenizer, request.cutting, request.total_bytes)
+        ready.tokenizer.save(folder.dataset / TOKENIZER_DIRECTORY)
+        writer = UnitWriter(folder, ready.tokenizer, request, ready.total_bytes)
         needed_bytes = writer.needed_bytes
         with closing(writer):
-            progress = _encode(request, folder, writer, workers, on_bad)
+            progress = _encode(ready, folder, writer)
             shards = writer.finish()
         if not any(shard.split == "train" for shard in shards):
-            raise _nothing_to_train_on(request, writer.counts)
-        manifest = _manifest(request, shards, writer.counts)
+            raise _nothing_to_train_on(ready, writer.counts)
+        manifest = _manifest(ready, shards, writer.counts)
         _sync_directories(folder.dataset)
         manifest.write(folder.dataset)
         folder.publish(request.out)
@@ -201,21 +141,20 @@ def _prepare(request: Request, folder: PartialFolder, workers: int, on_bad: OnBa
     return manifest
 
 
-def _encode(
-    request: Request, folder: PartialFolder, writer: UnitWriter, workers: int, on_bad: OnBad
-) -> Progress:
+def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> Progress:
     """All documents that come after the last complete unit."""
+    request = ready.request
     blocks = read_blocks(
-        request.train,
-        request.validation,
+        ready.train,
+        ready.validation,
         text_field=request.text_field,
         document_separator=request.document_separator,
-        on_bad=on_bad,
+        on_bad=request.on_bad,
         start=Position(*folder.records[-1].position) if folder.records else BEGINNING,
     )
-    progress = Progress(request.total_bytes, writer.counts.input_bytes)
+    progress = Progress(ready.total_bytes, writer.counts.input_bytes)
     # Closed at once, so that after an error no worker goes on.
-    with closing(encode_blocks(blocks, request.tokenizer, workers)) as results:
+    with closing(encode_blocks(blocks, ready.tokenizer, request.workers)) as results:
         for block, encoded in results:
             writer.add(block, encoded)
             n_tokens = len(encoded.tokens)
@@ -223,22 +162,22 @@ def _encode(
     return progress
 
 
-def _nothing_to_train_on(request: Request, counts: Counts) -> UserError:
+def _nothing_to_train_on(ready: ReadyRequest, counts: Counts) -> UserError:
     n_skipped = sum(each.count for each in counts.skipped.values())
     return user_error(
-        f"input {', '.join(each.name for each in request.train)}",
+        f"input {', '.join(each.name for each in ready.train)}",
         f"nothing to train on: {counts.documents} documents for validation, {n_skipped} skipped",
         "Give more documents, or a smaller --validation-fraction.",
     )
 
 
-def _manifest(request: Request, shards: Sequence[ShardEntry], counts: Counts) -> Manifest:
-    packages = ["tiktoken", *(["datasets"] if request.has_hub else [])]
+def _manifest(ready: ReadyRequest, shards: Sequence[ShardEntry], counts: Counts) -> Manifest:
+    packages = ["tiktoken", *(["datasets"] if ready.has_hub else [])]
     return Manifest(
         format=FORMAT,
-        dtype="uint16" if request.tokenizer.dtype.itemsize == 2 else "uint32",
-        tokenizer=TokenizerEntry(name=request.tokenizer.name, sha256=request.tokenizer.sha256),
-        source=request.source(counts),
+        dtype="uint16" if ready.tokenizer.dtype.itemsize == 2 else "uint32",
+        tokenizer=TokenizerEntry(name=ready.tokenizer.name, sha256=ready.tokenizer.sha256),
+        source=ready.source(counts),
         versions={
             "python": platform.python_version(),
             "numpy": np.__version__,

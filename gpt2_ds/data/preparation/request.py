@@ -1,144 +1,95 @@
-"""What a preparation was asked for."""
+"""What a preparation is asked for: each option once, for the command line and for `prepare`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.format.manifest import InputEntry, Source
-from gpt2_ds.data.format.tokenizer import Tokenizer
-from gpt2_ds.data.preparation.partial_folder import Counts, Job
-from gpt2_ds.data.preparation.sources import HubChoice, Input
-from gpt2_ds.data.preparation.units import Cutting
 
 SHARD_TOKENS = 2**25  # 64 MiB of uint16
 MAX_SHARD_TOKENS = 2**30
-COMMITS = "commits"  # in a job: name of a dataset of the hub -> its commit
+
+OnBad = Literal["error", "skip"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """All that the result depends on, but for the bytes of the inputs.
+class Request(BaseModel):
+    """The options of `launch/prepare_data.py`.
 
-    Args:
-        out: where the dataset will be.
-        tokenizer: goes into it.
-        train: inputs.
-        validation: inputs that are the whole validation split; none: it is cut off from `train`.
-        cutting: how documents become shards.
-        choice: what to read of a dataset of the hub.
-        text_field: of a row, its text.
-        document_separator: the line between documents of a text file, if there is one.
+    A field is an option: its docstring is the help, its title stands for the value there. Two
+    preparations that differ in a field make different datasets, unless it has `exclude=True`.
+
+    Raises:
+        UserError: a number is out of its range.
     """
 
-    out: Path
-    tokenizer: Tokenizer
-    train: tuple[Input, ...]
-    validation: tuple[Input, ...]
-    cutting: Cutting
-    choice: HubChoice
-    text_field: str
-    document_separator: str | None
-
-    @property
-    def total_bytes(self) -> int | None:
-        """Of all inputs; None where one does not say before it is read."""
-        inputs = [*self.train, *self.validation]
-        if any(each.is_one_stream for each in inputs):
-            return None
-        return sum(each.n_bytes for each in inputs)
-
-    @property
-    def has_hub(self) -> bool:
-        """Whether an input is a dataset that the `datasets` library reads."""
-        return any(each.hub for each in (*self.train, *self.validation))
-
-    @property
-    def job(self) -> Job:
-        """In words and numbers, with sizes and times of the files: what a second start must match.
-
-        Not whether a bad document is an error: to leave it out goes on from where it was found.
-        """
-        inputs = [*self.train, *self.validation]
-        hub = {each.name: each.hub.revision for each in inputs if each.hub and each.hub.revision}
-        stats = {str(file): file.stat() for each in inputs for file in each.files}
-        files = {
-            f"size and time of {name}": [stat.st_size, stat.st_mtime_ns]
-            for name, stat in stats.items()
-        }
-        return {
-            "INPUT": [each.name for each in self.train],
-            "--validation": [each.name for each in self.validation],
-            "--tokenizer": f"{self.tokenizer.name}, sha256 {self.tokenizer.sha256}",
-            "--text-field": self.text_field,
-            "--validation-fraction": self.cutting.validation_fraction,
-            "--document-separator": self.document_separator,
-            "--deduplicate": self.cutting.deduplicate,
-            "--shuffle-seed": self.cutting.shuffle_seed,
-            "--shard-tokens": self.cutting.shard_tokens,
-            "--config": self.choice.config,
-            "--split": self.choice.split,
-            "--revision": self.choice.revision,
-            COMMITS: hub,
-            **files,
-        }
-
-    def source(self, counts: Counts) -> Source:
-        """What the manifest says of where the documents came from."""
-        return Source(
-            inputs=_entries(self.train),
-            validation_inputs=_entries(self.validation),
-            validation_fraction=self.cutting.validation_fraction,
-            text_field=self.text_field,
-            document_separator=self.document_separator,
-            shuffle_seed=self.cutting.shuffle_seed,
-            duplicates=counts.duplicates if self.cutting.deduplicate else None,
-            skipped=dict(sorted(counts.skipped.items())),
-        )
-
-
-def _entries(inputs: Sequence[Input]) -> tuple[InputEntry, ...]:
-    return tuple(
-        InputEntry(
-            name=each.name,
-            files=len(each.files),
-            bytes=each.n_bytes,
-            config=each.hub.config if each.hub else None,
-            split=each.hub.split if each.hub else None,
-            revision=each.hub.revision if each.hub else None,
-        )
-        for each in inputs
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
     )
 
+    inputs: Annotated[Sequence[str | Path], Field(title="INPUT")]
+    """what to read, in this order. A text file is one document (unless there is a
+    --document-separator); of JSON lines (.jsonl .ndjson .json) and .parquet a row is one; text and
+    JSON lines may be packed (.gz .zst). A folder is recursed and sorted, dot files left out; a
+    pattern ("data/*.jsonl.gz", in quotes) is sorted. - is standard input: JSON lines if it begins
+    with {, else text. hf:OWNER/NAME is a dataset of the Hugging Face hub, read while it is
+    downloaded, and hf:FOLDER a local one. python-stdlib is the sources of this Python's standard
+    library"""
+    out: Annotated[Path, Field(title="DIR", exclude=True)]
+    """the dataset; must not be there yet"""
+    text_field: Annotated[str, Field(title="NAME")] = "text"
+    """of a row, its text"""
+    config: Annotated[str | None, Field(title="NAME")] = None
+    """of hf:, the dataset's configuration, if it has several"""
+    split: Annotated[str, Field(title="NAME")] = "train"
+    """of hf:, which split to read"""
+    revision: Annotated[str | None, Field(title="REV")] = None
+    """of hf:, a branch, tag or commit (the newest commit); the manifest has the commit"""
+    document_separator: Annotated[str | None, Field(title="LINE")] = None
+    """text files are cut into documents at lines equal to it, say '<|endoftext|>'"""
+    on_bad: Annotated[OnBad, Field(exclude=True)] = "error"
+    """stop at a bad document, or leave it out and count it"""
+    deduplicate: bool = False
+    """leave out a document whose text came before, in either split"""
+    validation_fraction: Annotated[float, Field(title="X")] = 0.001
+    """share of the documents, chosen by a hash of their text"""
+    validation: Annotated[Sequence[str | Path], Field(title="INPUT")] = ()
+    """an input that is the validation split, instead; repeatable"""
+    tokenizer: Annotated[str, Field(title="gpt2|bytes|FILE")] = "gpt2"
+    """GPT-2's, the 256 bytes, or a file of tiktoken ranks"""
+    workers: Annotated[int, Field(title="N", exclude=True)] = 1
+    """processes that encode"""
+    shuffle_seed: Annotated[int | None, Field(title="N")] = None
+    """put the documents within each train shard in an order of this seed (as read)"""
+    shard_tokens: Annotated[int, Field(title="N")] = SHARD_TOKENS
+    """about how many tokens a shard has"""
 
-def check_arguments(workers: int, cutting: Cutting) -> None:
-    """See to it that the numbers are in their ranges.
-
-    Raises:
-        UserError: one is not.
-    """
-    if workers < 1:
-        raise user_error("--workers", f"{workers} is below 1", "Use 1 or more.")
-    if not 0 <= (fraction := cutting.validation_fraction) < 1:
-        raise user_error("--validation-fraction", f"{fraction} is not in [0, 1)", "Use 0.001, say.")
-    if not 1 <= cutting.shard_tokens <= MAX_SHARD_TOKENS:
-        raise user_error(
-            "--shard-tokens",
-            f"{cutting.shard_tokens} is not in 1..{MAX_SHARD_TOKENS}",
-            f"Leave it out: it is {SHARD_TOKENS} then.",
-        )
-
-
-def check_hub_flags(choice: HubChoice, inputs: Sequence[Input]) -> None:
-    """See to it that flags for datasets are not given without one.
-
-    Raises:
-        UserError: one is.
-    """
-    for flag, value in (("--config", choice.config), ("--revision", choice.revision)):
-        if value is not None and not any(each.hub for each in inputs):
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Request:
+        if self.workers < 1:
+            raise user_error("--workers", f"{self.workers} is below 1", "Use 1 or more.")
+        if not 0 <= self.validation_fraction < 1:
             raise user_error(
-                flag, f"{value}, and no input is a dataset", "Leave it out, or name hf:OWNER/NAME."
+                "--validation-fraction",
+                f"{self.validation_fraction} is not in [0, 1)",
+                "Use 0.001, say.",
             )
+        if not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
+            raise user_error(
+                "--shard-tokens",
+                f"{self.shard_tokens} is not in 1..{MAX_SHARD_TOKENS}",
+                f"Leave it out: it is {SHARD_TOKENS} then.",
+            )
+        return self
+
+
+def flag_of(field: str) -> str:
+    """How a field of `Request` is called on the command line.
+
+    >>> flag_of("text_field"), flag_of("inputs")
+    ('--text-field', 'INPUT')
+    """
+    return "INPUT" if field == "inputs" else f"--{field.replace('_', '-')}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt2_ds.config.errors import UserError, user_error
 from gpt2_ds.data.preparation.byte_streams import COMPRESSED_SUFFIXES
 from gpt2_ds.data.preparation.hub import HubDataset, commit_of
+from gpt2_ds.data.preparation.request import Request
 
 PYTHON_STDLIB = "python-stdlib"
 STANDARD_INPUT = "-"
@@ -49,58 +50,37 @@ class Input:
         return self.hub is not None or self.name == STANDARD_INPUT
 
 
-@dataclass(frozen=True)
-class HubChoice:
-    """What to read of each dataset among the inputs.
-
-    Args:
-        config: None: the dataset's only one.
-        split: of it.
-        revision: branch, tag or commit; None: the default branch.
-        pinned: input name -> the commit that was found for it before.
-    """
-
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    pinned: Mapping[str, str] | None = None
-
-
-def find_inputs(
-    names: Sequence[str | Path],
-    others: Sequence[Input] = (),
-    choice: HubChoice = HubChoice(),
-) -> list[Input]:
+def find_inputs(request: Request, commits: Mapping[str, str]) -> tuple[list[Input], list[Input]]:
     """What is behind each name.
 
+    A name is a file, a folder (all files in it, recursed and sorted, without those whose name
+    begins with a dot), a pattern of files (`*`, `?`, `**`), `-` for standard input,
+    `hf:OWNER/NAME` for a dataset of the hub, `hf:` and a folder for a local one, or
+    `python-stdlib`.
+
     Args:
-        names: a file, a folder (all files in it, recursed and sorted, without those whose name
-            begins with a dot), a pattern of files (`*`, `?`, `**`), `-` for standard input,
-            `hf:OWNER/NAME` for a dataset of the hub, `hf:` and a folder for a local one, or
-            `python-stdlib`.
-        others: inputs found before, whose files must not be among these.
-        choice: what to read of a dataset.
+        request: names them, and what to read of a dataset.
+        commits: name -> the commit that was found for it before.
+
+    Returns:
+        The inputs, and those for validation.
 
     Raises:
         UserError: there is no such file, no file in a folder, no such dataset, a kind of file
-            that is not read, or something is named twice.
+            that is not read, something is named twice, or there is a flag for datasets without
+            one.
     """
     taken: dict[object, str] = {}
-    for each in others:
-        taken |= dict.fromkeys(_parts(each), each.name)
-    found: list[Input] = []
-    for name in map(str, names):
-        each = _find(name, choice)
-        for part in _parts(each):
-            if part in taken:
-                raise user_error(
-                    f"input {name}",
-                    f"{part} is part of the input {taken[part]} already",
-                    "Name each once.",
-                )
-            taken[part] = name
-        found.append(each)
-    return found
+    train, validation = (
+        [_find_once(str(name), request, commits, taken) for name in names]
+        for names in (request.inputs, request.validation)
+    )
+    for flag, value in (("--config", request.config), ("--revision", request.revision)):
+        if value is not None and not any(source.hub for source in [*train, *validation]):
+            raise user_error(
+                flag, f"{value}, and no input is a dataset", "Leave it out, or name hf:OWNER/NAME."
+            )
+    return train, validation
 
 
 def holds_rows(file: Path) -> bool:
@@ -113,18 +93,30 @@ def _unpacked_suffix(file: Path) -> str:
     return (file.with_suffix("") if packed else file).suffix.lower()
 
 
-def _parts(each: Input) -> list[object]:
-    """What must not be read twice."""
-    return [file.resolve() for file in each.files] or [each.name]
+def _find_once(
+    name: str, request: Request, commits: Mapping[str, str], taken: dict[object, str]
+) -> Input:
+    """What is behind a name; `taken` says which name each part of the inputs before belongs to."""
+    found = _find(name, request, commits)
+    parts: list[object] = [file.resolve() for file in found.files]
+    for part in parts or [found.name]:
+        if part in taken:
+            raise user_error(
+                f"input {name}",
+                f"{part} is part of the input {taken[part]} already",
+                "Name each once.",
+            )
+        taken[part] = name
+    return found
 
 
-def _find(name: str, choice: HubChoice) -> Input:
+def _find(name: str, request: Request, commits: Mapping[str, str]) -> Input:
     if name == PYTHON_STDLIB:
         return _python_stdlib()
     if name == STANDARD_INPUT:
         return Input(name)
     if name.startswith(HUB_PREFIX):
-        return _hub_dataset(name, choice)
+        return _hub_dataset(name, request, commits)
     path = Path(name)
     if path.is_dir():
         files = _files_in(path)
@@ -168,20 +160,20 @@ def _files_in(path: Path) -> list[Path]:
     return sorted(files)
 
 
-def _hub_dataset(name: str, choice: HubChoice) -> Input:
+def _hub_dataset(name: str, request: Request, commits: Mapping[str, str]) -> Input:
     path = name.removeprefix(HUB_PREFIX)
     if Path(path).is_dir():
-        if choice.revision is not None:
+        if request.revision is not None:
             raise user_error(
                 "--revision",
-                f"{choice.revision}, and {path} is a folder, which has none",
+                f"{request.revision}, and {path} is a folder, which has none",
                 "Leave it out.",
             )
         files = _files_in(Path(path))
-        local = HubDataset(path, choice.config, choice.split, None)
+        local = HubDataset(path, request.config, request.split, None)
         return Input(name, tuple(files), _total_bytes(files), hub=local)
-    commit = (choice.pinned or {}).get(name) or commit_of(path, choice.revision)
-    return Input(name, hub=HubDataset(path, choice.config, choice.split, commit))
+    commit = commits.get(name) or commit_of(path, request.revision)
+    return Input(name, hub=HubDataset(path, request.config, request.split, commit))
 
 
 def _python_stdlib() -> Input:

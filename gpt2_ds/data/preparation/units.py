@@ -8,7 +8,6 @@ nor on how documents were sent to them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +29,10 @@ from gpt2_ds.data.preparation.held_documents import (
 )
 from gpt2_ds.data.preparation.partial_folder import Counts, PartialFolder, UnitRecord
 from gpt2_ds.data.preparation.reading import BEGINNING
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.data.preparation.seen_texts import SeenTexts
 
 FIRST_PLACES = 5  # of bad documents, kept for each reason
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """How documents become shards.
-
-    Args:
-        shard_tokens: about how many tokens a shard has.
-        validation_fraction: of the documents.
-        shuffle_seed: of the order within a train shard; None: as they were read.
-        deduplicate: leave out a document that equals one before.
-    """
-
-    shard_tokens: int
-    validation_fraction: float
-    shuffle_seed: int | None
-    deduplicate: bool
 
 
 def are_validation(digests: npt.NDArray[np.uint8], fraction: float) -> npt.NDArray[np.bool_]:
@@ -72,7 +55,7 @@ class UnitWriter:
     Args:
         folder: of the preparation, with the units that are complete.
         tokenizer: made the tokens.
-        cutting: what becomes of them.
+        request: says what becomes of them.
         total_input_bytes: of the preparation; None: not known.
     """
 
@@ -80,18 +63,18 @@ class UnitWriter:
         self,
         folder: PartialFolder,
         tokenizer: Tokenizer,
-        cutting: Cutting,
+        request: Request,
         total_input_bytes: int | None,
     ) -> None:
         self.counts = folder.records[-1].counts if folder.records else Counts()
         self._folder = folder
         self._tokenizer = tokenizer
-        self._cutting = cutting
+        self._request = request
         self._total_input_bytes = total_input_bytes
         self._unit = len(folder.records)
         self._train = HeldDocuments(tokenizer.dtype)
         self._validation = HeldDocuments(tokenizer.dtype)
-        self._seen = SeenTexts(folder.seen, self._unit) if cutting.deduplicate else None
+        self._seen = SeenTexts(folder.seen, self._unit) if request.deduplicate else None
         self._position = BEGINNING
 
     def add(self, block: Block, encoded: Encoded) -> None:
@@ -110,7 +93,7 @@ class UnitWriter:
         if block.is_validation:
             validation = new.copy()
         else:
-            validation = new & are_validation(digests, self._cutting.validation_fraction)
+            validation = new & are_validation(digests, self._request.validation_fraction)
         train, bad, begin = new & ~validation, list(block.bad), 0
         starts = np.append(starts_of(lengths), len(encoded.tokens))
         while begin < len(lengths):
@@ -163,7 +146,7 @@ class UnitWriter:
         begin: int,
     ) -> int:
         """The document after the last of the unit; more than there are, if it goes on."""
-        limit = self._cutting.shard_tokens
+        limit = self._request.shard_tokens
         return begin + min(
             end_of_part(np.where(chosen, lengths, 0)[begin:], held.n_tokens, limit)
             for chosen, held in ((train, self._train), (validation, self._validation))
@@ -207,7 +190,7 @@ class UnitWriter:
         shard = piece = None
         if self._train.n_documents:
             tokens, lengths = self._train.take()
-            if (seed := self._cutting.shuffle_seed) is not None:
+            if (seed := self._request.shuffle_seed) is not None:
                 tokens, lengths = shuffled(tokens, lengths, seed, self._unit)
             shard = self._write_shard("train", len(self._folder.shards), tokens, lengths)
         if self._validation.n_documents:
@@ -251,7 +234,7 @@ class UnitWriter:
             tokens, lengths = self._folder.read_piece(record.piece, self._tokenizer.dtype)
             starts, begin = np.append(starts_of(lengths), len(tokens)), 0
             while begin < len(lengths):
-                limit = self._cutting.shard_tokens
+                limit = self._request.shard_tokens
                 end = begin + end_of_part(lengths[begin:], held.n_tokens, limit)
                 is_full, end = end <= len(lengths), min(end, len(lengths))
                 held.add(tokens[starts[begin] : starts[end]], lengths[begin:end])

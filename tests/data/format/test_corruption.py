@@ -15,6 +15,7 @@ from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.inspection.inspection import verify
 from gpt2_ds.data.preparation.adopt import adopt
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.data.format.foreign_shards import write_llm_c, write_megatron, write_npy
 from tests.data.small_dataset import make_dataset
 
@@ -55,7 +56,11 @@ def test_a_hundred_flipped_bits_are_all_found(tmp_path: Path) -> None:
     for number in range(30):
         (text / f"{number}.txt").write_text(f"number {number}: naïve\t🙂\x01\n" * 20)
     path = tmp_path / "d"
-    prepare([text], path, load_tokenizer("bytes"), validation_fraction=0.3, shard_tokens=4000)
+    prepare(
+        Request(
+            inputs=[text], out=path, tokenizer="bytes", validation_fraction=0.3, shard_tokens=4000
+        )
+    )
     assert len(list(path.glob("*/shard-*.bin"))) > 3
     opened_and_verified(path)
     verify(path)

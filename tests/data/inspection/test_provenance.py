@@ -12,6 +12,7 @@ from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.inspection.provenance import step_samples
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from tests.conftest import REPOSITORY
 from tests.small_run import SETTINGS, small_plan
 
@@ -26,11 +27,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a.jsonl").write_text("\n".join(rows))
     (folder / "b.jsonl").write_text("\n".join(rows[:40]))
     prepare(
-        [folder / "a.jsonl"],
-        folder / "out",
-        load_tokenizer("bytes"),
-        validation_inputs=[folder / "b.jsonl"],
-        shard_tokens=3000,
+        Request(
+            inputs=[folder / "a.jsonl"],
+            out=folder / "out",
+            tokenizer="bytes",
+            validation=[folder / "b.jsonl"],
+            shard_tokens=3000,
+        )
     )
     return folder / "out"
 

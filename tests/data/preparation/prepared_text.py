@@ -5,13 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from gpt2_ds.data.format.manifest import Manifest
 from gpt2_ds.data.format.shards import map_tokens, read_header, read_index
 from gpt2_ds.data.format.tokenizer import Tokenizer, load_tokenizer
+from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
+from gpt2_ds.data.preparation.sources import Input, find_inputs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COMMAND = REPOSITORY / "launch" / "prepare_data.py"
@@ -43,6 +49,18 @@ def write_rows(path: Path, documents: list[str]) -> Path:
     else:
         path.write_bytes(data)
     return path
+
+
+def prepare_texts(inputs: Sequence[str | Path], out: Path, **options: Any) -> Manifest:
+    """Prepare, with the bytes for a tokenizer where none is named."""
+    return prepare(Request(inputs=inputs, out=out, **{"tokenizer": "bytes", **options}))
+
+
+def find(*inputs: str | Path, validation: Sequence[str | Path] = ()) -> list[Input]:
+    """What the names stand for, those for validation last."""
+    request = Request(inputs=inputs, validation=validation, out=Path("out"))
+    train, rest = find_inputs(request, {})
+    return train + rest
 
 
 def documents_of(out: Path, split: str) -> list[str]:

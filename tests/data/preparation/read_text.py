@@ -11,7 +11,7 @@ import pytest
 
 from gpt2_ds.data.preparation.document import Bad, Document
 from gpt2_ds.data.preparation.reading import BEGINNING, Position, read_documents
-from gpt2_ds.data.preparation.sources import find_inputs
+from tests.data.preparation.prepared_text import find
 
 
 def items_of(
@@ -22,7 +22,7 @@ def items_of(
 ) -> list[tuple[Position, Document | Bad]]:
     return list(
         read_documents(
-            find_inputs(paths), text_field=text_field, document_separator=separator, start=start
+            find(*paths), text_field=text_field, document_separator=separator, start=start
         )
     )
 

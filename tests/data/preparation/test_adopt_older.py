@@ -13,8 +13,8 @@ from gpt2_ds.data.format.manifest import Manifest
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import adopt as adopt_module
 from gpt2_ds.data.preparation.adopt import adopt
-from gpt2_ds.data.preparation.prepare import prepare
 from tests.data.format.foreign_shards import write_llm_c
+from tests.data.preparation.prepared_text import prepare_texts
 
 BYTES = load_tokenizer("bytes")
 
@@ -30,7 +30,7 @@ def older(tmp_path: Path) -> tuple[Path, Manifest]:
     for number in range(20):
         (tmp_path / "text" / f"{number}.txt").write_text(f"{number} is a number\n" * 9)
     path = tmp_path / "d"
-    made = prepare([tmp_path / "text"], path, BYTES, validation_fraction=0.3, shard_tokens=500)
+    made = prepare_texts([tmp_path / "text"], path, validation_fraction=0.3, shard_tokens=500)
     content = json.loads((path / "manifest.json").read_text()) | {"format": 1}
     del content["sha256"]
     for key in ("document_separator", "shuffle_seed", "duplicates"):

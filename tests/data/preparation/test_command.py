@@ -10,7 +10,8 @@ import pytest
 
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.format.dataset import Dataset
-from gpt2_ds.data.preparation.arguments import parse
+from gpt2_ds.data.preparation.arguments import Adoption, parse
+from gpt2_ds.data.preparation.request import Request
 from tests.data.preparation.prepared_text import (
     COMMAND,
     REPOSITORY,
@@ -54,6 +55,37 @@ def test_the_help_has_an_example_and_every_flag() -> None:
     assert set(re.findall(r"^  --([a-z-]+)", shown, re.MULTILINE)) == set(flags.split())
 
 
+def test_what_is_typed_is_what_is_asked_for() -> None:
+    asked = Request(inputs=["a", "b"], out=Path("c"))
+    assert parse("", ["a", "b", "--out", "c"]) == asked
+    assert (asked.tokenizer, asked.workers, asked.shard_tokens) == ("gpt2", 1, 2**25)
+    words = (
+        "a --out c --text-field t --config en --split s --revision r --document-separator % "
+        "--on-bad skip --deduplicate --validation-fraction 0.5 --validation v --validation w "
+        "--tokenizer bytes --workers 3 --shuffle-seed 4 --shard-tokens 5"
+    )
+    assert parse("", words.split()) == Request(
+        inputs=["a"],
+        out=Path("c"),
+        text_field="t",
+        config="en",
+        split="s",
+        revision="r",
+        document_separator="%",
+        on_bad="skip",
+        deduplicate=True,
+        validation_fraction=0.5,
+        validation=["v", "w"],
+        tokenizer="bytes",
+        workers=3,
+        shuffle_seed=4,
+        shard_tokens=5,
+    )
+    words = "--adopt d --tokenizer bytes"
+    assert parse("", words.split()) == Adoption(Path("d"), "bytes")
+    assert parse("", ["--adopt", "d"]) == Adoption(Path("d"), "gpt2")
+
+
 def test_a_killed_preparation_leaves_no_worker_and_no_dataset(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", texts(100) * 500)
     program = (
@@ -82,9 +114,10 @@ def test_text_needs_no_large_library(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     program = (
         "import sys; from gpt2_ds.data.preparation.prepare import prepare\n"
-        "from gpt2_ds.data.format.tokenizer import load_tokenizer\n"
-        f"prepare([{str(tmp_path / 'a.txt')!r}], {str(tmp_path / 'out')!r}, "
-        "load_tokenizer('bytes'), validation_fraction=0)\n"
+        "from gpt2_ds.data.preparation.request import Request\n"
+        "from pathlib import Path\n"
+        f"prepare(Request(inputs=[{str(tmp_path / 'a.txt')!r}], "
+        f"out=Path({str(tmp_path / 'out')!r}), tokenizer='bytes', validation_fraction=0))\n"
         "print(*{'torch', 'datasets', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
     )
     words = [sys.executable, "-c", program]

@@ -11,8 +11,7 @@ import pytest
 from gpt2_ds.config.errors import UserError
 from gpt2_ds.data.preparation.document import Bad, Document
 from gpt2_ds.data.preparation.reading import read_documents
-from gpt2_ds.data.preparation.sources import find_inputs
-from tests.data.preparation.prepared_text import rows_of, write_rows
+from tests.data.preparation.prepared_text import find, rows_of, write_rows
 from tests.data.preparation.read_text import items_of, pipe_in, read
 
 
@@ -75,7 +74,7 @@ def test_standard_input_goes_on_where_it_is_the_same(monkeypatch: pytest.MonkeyP
 def test_a_file_that_goes_away(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl.zst", "a.parquet"):
         write_rows(tmp_path / name, ["a"])
-        found = find_inputs([tmp_path / name])
+        found = find(tmp_path / name)
         (tmp_path / name).unlink()
         with pytest.raises(UserError, match=rf"{name}: cannot be read \(No such file or direc"):
             list(read_documents(found, text_field="text"))

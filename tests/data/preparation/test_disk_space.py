@@ -13,14 +13,13 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.data.preparation import blocks, disk_space, units
-from gpt2_ds.data.preparation.prepare import prepare
-from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
+from tests.data.preparation.prepared_text import contents, prepare_texts, texts, write_rows
 
 Usage = namedtuple("Usage", "total used free")
 
 
 def start(source: Path, out: Path, **keywords: Any) -> None:
-    prepare([source], out, BYTES, shard_tokens=20_000, validation_fraction=0.1, **keywords)
+    prepare_texts([source], out, shard_tokens=20_000, validation_fraction=0.1, **keywords)
 
 
 def test_the_next_shard_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,4 +121,4 @@ def test_a_disk_that_is_full_of_hashes(tmp_path: Path, small_disk: Path) -> None
     """The file of hashes grows before there is a shard."""
     source = write_rows(tmp_path / "a.jsonl", [str(i) for i in range(20_000)])
     with pytest.raises(RunError, match=r"the disk is full: about .* The same command begins again"):
-        prepare([source], small_disk / "out", BYTES, deduplicate=True)
+        prepare_texts([source], small_disk / "out", deduplicate=True)

@@ -9,9 +9,13 @@ import pytest
 
 from gpt2_ds.config.errors import RunError
 from gpt2_ds.data.preparation.partial_folder import partial_path
-from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.preparation.seen_texts import SeenTexts
-from tests.data.preparation.prepared_text import BYTES, documents_of, texts, write_rows
+from tests.data.preparation.prepared_text import (
+    documents_of,
+    prepare_texts,
+    texts,
+    write_rows,
+)
 
 
 def digests(*words: str) -> npt.NDArray[np.uint8]:
@@ -44,13 +48,12 @@ def test_over_both_splits_and_all_inputs(tmp_path: Path) -> None:
     two = write_rows(tmp_path / "two.jsonl", [documents[5], "new", documents[50], "new"])
     (tmp_path / "v.txt").write_text(documents[7])
     (tmp_path / "w.txt").write_text("only here")
-    manifest = prepare(
+    manifest = prepare_texts(
         [one, two],
         tmp_path / "out",
-        BYTES,
         deduplicate=True,
         shard_tokens=5000,
-        validation_inputs=[tmp_path / "v.txt", tmp_path / "w.txt"],
+        validation=[tmp_path / "v.txt", tmp_path / "w.txt"],
     )
     assert documents_of(tmp_path / "out", "train") == [*documents, "new"]
     assert documents_of(tmp_path / "out", "validation") == ["only here"]
@@ -60,7 +63,7 @@ def test_over_both_splits_and_all_inputs(tmp_path: Path) -> None:
 
 def test_without_the_flag_all_stay(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", ["a", "b", "a"])
-    manifest = prepare([path], tmp_path / "out", BYTES, validation_fraction=0)
+    manifest = prepare_texts([path], tmp_path / "out", validation_fraction=0)
     assert documents_of(tmp_path / "out", "train") == ["a", "b", "a"]
     assert manifest.source is not None
     assert manifest.source.duplicates is None
@@ -72,4 +75,4 @@ def test_a_damaged_file_of_hashes(tmp_path: Path) -> None:
     partial.mkdir()
     (partial / "seen.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(RunError, match="could not be written: file is not a database"):
-        prepare([path], tmp_path / "out", BYTES, deduplicate=True)
+        prepare_texts([path], tmp_path / "out", deduplicate=True)

@@ -15,9 +15,14 @@ from gpt2_ds.data.format.manifest import read_manifest
 from gpt2_ds.data.preparation import hub as hub_module
 from gpt2_ds.data.preparation.document import Bad, Document
 from gpt2_ds.data.preparation.hub import HubDataset, hub_documents
-from gpt2_ds.data.preparation.prepare import prepare
 from tests.data.preparation.hub_server import Hub, serve
-from tests.data.preparation.prepared_text import BYTES, COMMAND, contents, documents_of, texts
+from tests.data.preparation.prepared_text import (
+    COMMAND,
+    contents,
+    documents_of,
+    prepare_texts,
+    texts,
+)
 
 COMMIT, LATER = "a" * 40, "b" * 40
 CARD = """---
@@ -64,7 +69,7 @@ def read(dataset: HubDataset, text_field: str = "text") -> list[Document | Bad]:
 def test_a_local_dataset(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "out"
     name = f"hf:{dataset}"
-    manifest = prepare([name], out, BYTES, config="en", validation_fraction=0, shard_tokens=20_000)
+    manifest = prepare_texts([name], out, config="en", validation_fraction=0, shard_tokens=20_000)
     assert documents_of(out, "train") == in_order()
     assert manifest.source is not None
     (entry,) = manifest.source.inputs
@@ -72,10 +77,10 @@ def test_a_local_dataset(tmp_path: Path, dataset: Path) -> None:
     told = (entry.name, entry.files, entry.bytes, entry.config, entry.split, entry.revision)
     assert told == (name, 5, size, "en", "train", None)
     assert manifest.versions["datasets"] == datasets.__version__
-    prepare([name], tmp_path / "held", BYTES, config="en", split="held", validation_fraction=0)
+    prepare_texts([name], tmp_path / "held", config="en", split="held", validation_fraction=0)
     assert documents_of(tmp_path / "held", "train") == ["held", "back"]
     with pytest.raises(UserError, match=r"--revision: v1, and .*/dataset is a folder, which has n"):
-        prepare([name], tmp_path / "new", BYTES, config="en", revision="v1")
+        prepare_texts([name], tmp_path / "new", config="en", revision="v1")
 
 
 def test_reading_goes_on_after_any_row(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +136,7 @@ def test_reading_that_fails_can_go_on(tmp_path: Path, dataset: Path) -> None:
     with pytest.raises(
         RunError, match=r"reading failed after row 250 \(.* kept: \d. The same comm"
     ):
-        prepare([f"hf:{dataset}"], tmp_path / "out", BYTES, on_bad="skip", **arguments)  # type: ignore[arg-type]
+        prepare_texts([f"hf:{dataset}"], tmp_path / "out", on_bad="skip", **arguments)  # type: ignore[arg-type]
 
 
 def test_a_column_that_only_the_rows_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,5 +234,5 @@ def test_without_a_network(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"could not name the commit \(OfflineMode.* Check the name"
     ):
-        prepare(["hf:OWNER/NAME"], tmp_path / "out", BYTES)
+        prepare_texts(["hf:OWNER/NAME"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

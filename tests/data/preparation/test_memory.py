@@ -20,10 +20,11 @@ PREPARE = """
 import sys
 from pathlib import Path
 from gpt2_ds.data.preparation.prepare import prepare
+from gpt2_ds.data.preparation.request import Request
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 
-prepare([sys.argv[1]], sys.argv[2], load_tokenizer("bytes"), on_bad="skip", validation_fraction=0,
-        document_separator=sys.argv[3] or None)
+prepare(Request(inputs=[sys.argv[1]], out=Path(sys.argv[2]), tokenizer="bytes", on_bad="skip",
+                validation_fraction=0, document_separator=sys.argv[3] or None))
 for line in Path("/proc/self/status").read_text().splitlines():
     if line.startswith("VmHWM"):
         print(int(line.split()[1]) * 1024)

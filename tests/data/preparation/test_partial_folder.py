@@ -13,11 +13,9 @@ import pytest
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.shards import write_shard
-from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.preparation import units
 from gpt2_ds.data.preparation.partial_folder import PartialFolder, partial_path
-from gpt2_ds.data.preparation.prepare import prepare
-from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
+from tests.data.preparation.prepared_text import contents, prepare_texts, texts, write_rows
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def stopped(out: Path, source: Path, after: int, **keywords: Any) -> Path:
 
 def start(out: Path, source: Path, **keywords: Any) -> None:
     settings = {"shard_tokens": 5000, "validation_fraction": 0.2, **keywords}
-    prepare([source], out, BYTES, **settings)
+    prepare_texts([source], out, **settings)
 
 
 def test_what_is_kept(tmp_path: Path, source: Path) -> None:
@@ -129,7 +127,7 @@ def test_other_settings_are_refused(tmp_path: Path, source: Path) -> None:
     with pytest.raises(
         UserError, match=r"--tokenizer: begun with 'bytes, sha256 .* is 'ranks, sha"
     ):
-        prepare([source], tmp_path / "out", load_tokenizer(str(other)), shard_tokens=5000)
+        prepare_texts([source], tmp_path / "out", tokenizer=str(other), shard_tokens=5000)
     os.utime(source, ns=(1, 2))
     size = source.stat().st_size
     with pytest.raises(UserError, match=rf"time of {source}: begun .* it is \[{size}, 2\] now"):
@@ -158,14 +156,14 @@ def test_what_changes_no_byte_may_change(tmp_path: Path) -> None:
 
 def test_an_early_mistake_leaves_nothing(tmp_path: Path, source: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        prepare([source, tmp_path / "none"], tmp_path / "out", BYTES)
+        prepare_texts([source, tmp_path / "none"], tmp_path / "out")
     assert not partial_path(tmp_path / "out").exists()
 
 
 def test_an_early_mistake_in_a_second_start_deletes_nothing(tmp_path: Path, source: Path) -> None:
     partial = stopped(tmp_path / "out", source, after=0)
     with pytest.raises(UserError, match="no such file"):
-        prepare([tmp_path / "none"], tmp_path / "out", BYTES)
+        prepare_texts([tmp_path / "none"], tmp_path / "out")
     assert (partial / "job.json").exists()
 
 

@@ -12,8 +12,7 @@ import pytest
 from gpt2_ds.data.preparation import document
 from gpt2_ds.data.preparation.document import Bad, Document
 from gpt2_ds.data.preparation.reading import Position
-from gpt2_ds.data.preparation.sources import find_inputs
-from tests.data.preparation.prepared_text import rows_of, texts, write_rows
+from tests.data.preparation.prepared_text import find, rows_of, texts, write_rows
 from tests.data.preparation.read_text import items_of, pipe_in, read
 
 
@@ -23,7 +22,7 @@ def test_a_folder_is_recursed_and_sorted(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     (tmp_path / "c" / "rows.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "id": 3}')
     assert read(tmp_path)[0] == ["B.md", "a/z.txt", "b.txt", "one", "two"]
-    assert find_inputs([tmp_path])[0].n_bytes == 4 + 7 + 5 + 41
+    assert find(tmp_path)[0].n_bytes == 4 + 7 + 5 + 41
 
 
 def test_text_comes_as_it_is(tmp_path: Path) -> None:

@@ -16,8 +16,13 @@ from typing import Any
 
 import pytest
 
-from gpt2_ds.data.preparation.prepare import prepare
-from tests.data.preparation.prepared_text import BYTES, COMMAND, contents, texts, write_rows
+from tests.data.preparation.prepared_text import (
+    COMMAND,
+    contents,
+    prepare_texts,
+    texts,
+    write_rows,
+)
 
 # Processes that begin with everything imported: there are hundreds of them.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -66,7 +71,7 @@ class Job:
         if moment is not None:
             moment.watch()
         settings: dict[str, Any] = {"shard_tokens": 12_000, "validation_fraction": 0.2}
-        prepare(self.inputs, self.out, BYTES, workers=workers, **settings, **self.flags)
+        prepare_texts(self.inputs, self.out, workers=workers, **settings, **self.flags)
 
     @property
     def is_done(self) -> bool:

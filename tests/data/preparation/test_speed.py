@@ -23,12 +23,17 @@ OURS = """
 import sys, time
 
 if __name__ == "__main__":
-    from gpt2_ds.data.preparation.prepare import prepare
-    from gpt2_ds.data.format.tokenizer import load_tokenizer
+    from pathlib import Path
 
-    gpt2 = load_tokenizer("gpt2")
+    from gpt2_ds.data.preparation import prepare as module
+    from gpt2_ds.data.preparation.request import Request
+
+    gpt2 = module.load_tokenizer("gpt2")
+    module.load_tokenizer = lambda name: gpt2
+    request = Request(inputs=[sys.argv[1]], out=Path(sys.argv[2]), workers=int(sys.argv[3]),
+                      validation_fraction=0)
     began = time.perf_counter()
-    prepare([sys.argv[1]], sys.argv[2], gpt2, workers=int(sys.argv[3]), validation_fraction=0)
+    module.prepare(request)
     print(time.perf_counter() - began)
 """
 

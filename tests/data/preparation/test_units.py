@@ -13,11 +13,16 @@ from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.shards import map_tokens, read_header, read_index
 from gpt2_ds.data.preparation import blocks
 from gpt2_ds.data.preparation.held_documents import DOCUMENTS_AT_ONCE, shuffled
-from gpt2_ds.data.preparation.prepare import prepare
 from gpt2_ds.data.preparation.reading import BEGINNING
-from gpt2_ds.data.preparation.sources import find_inputs
 from gpt2_ds.data.preparation.units import are_validation
-from tests.data.preparation.prepared_text import BYTES, contents, texts, write_rows
+from tests.data.preparation.prepared_text import (
+    BYTES,
+    contents,
+    find,
+    prepare_texts,
+    texts,
+    write_rows,
+)
 
 
 def is_validation(text: str, fraction: float) -> bool:
@@ -80,10 +85,9 @@ def test_units_are_cut_as_described(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         patched.setattr(blocks, "BLOCK_BYTES", block_bytes)
         out = Path(folder) / "out"
-        manifest = prepare(
+        manifest = prepare_texts(
             [write_rows(Path(folder) / "a.jsonl", documents)],
             out,
-            BYTES,
             validation_fraction=fraction,
             shard_tokens=shard_tokens,
             deduplicate=unique,
@@ -119,13 +123,8 @@ def test_shuffled_within_each_shard(tmp_path: Path) -> None:
     def shards(name: str, seed: int | None, split: str = "train") -> list[list[str]]:
         out = tmp_path / name
         if not out.exists():
-            prepare(
-                [path],
-                out,
-                BYTES,
-                validation_fraction=0.2,
-                shard_tokens=20_000,
-                shuffle_seed=seed,
+            prepare_texts(
+                [path], out, validation_fraction=0.2, shard_tokens=20_000, shuffle_seed=seed
             )
         return shards_of(out, split)
 
@@ -156,10 +155,9 @@ def test_many_documents_are_shuffled_in_parts() -> None:
 
 def test_a_document_longer_than_a_shard(tmp_path: Path) -> None:
     documents = ["a" * 100, "b", "c" * 100]
-    prepare(
+    prepare_texts(
         [write_rows(tmp_path / "a.jsonl", documents)],
         tmp_path / "out",
-        BYTES,
         shard_tokens=10,
         validation_fraction=0,
     )
@@ -168,12 +166,11 @@ def test_a_document_longer_than_a_shard(tmp_path: Path) -> None:
 
 def test_validation_inputs_come_in_units_too(tmp_path: Path) -> None:
     (train, validation) = (texts(30), texts(300, seed=1))
-    prepare(
+    prepare_texts(
         [write_rows(tmp_path / "a.jsonl", train)],
         tmp_path / "out",
-        BYTES,
         shard_tokens=10_000,
-        validation_inputs=[write_rows(tmp_path / "b.jsonl", validation)],
+        validation=[write_rows(tmp_path / "b.jsonl", validation)],
     )
     assert shards_of(tmp_path / "out", "train") == cut(train, 10_000)
     assert shards_of(tmp_path / "out", "validation") == cut(validation, 10_000)
@@ -185,7 +182,7 @@ def test_blocks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{}\n' * 40 + ('{"text": "' + "b" * 400 + '"}\n') * 20)
     (tmp_path / "b.txt").write_text("c")
-    train, validation = find_inputs([path]), find_inputs([tmp_path / "b.txt"])
+    train, validation = find(path), find(tmp_path / "b.txt")
     found = list(
         blocks.read_blocks(
             train,
@@ -207,7 +204,7 @@ def test_bad_documents_alone_fill_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(blocks, "BLOCK_DOCUMENTS", 10)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + "{}\n" * 100 + '{"text": "b"}\n' + "[]\n" * 30)
-    manifest = prepare([path], tmp_path / "out", BYTES, on_bad="skip", validation_fraction=0)
+    manifest = prepare_texts([path], tmp_path / "out", on_bad="skip", validation_fraction=0)
     assert shards_of(tmp_path / "out", "train") == [["a", "b"]]
     assert manifest.source is not None
     counts = {why: each.count for why, each in manifest.source.skipped.items()}
