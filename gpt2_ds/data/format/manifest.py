@@ -214,13 +214,11 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise user_error(path, f"not JSON ({error})", _RESTORE) from error
     version = found.get("format") if isinstance(found, dict) else None
-    directory = path.rpartition("/")[0]
     if version != FORMAT:
         raise user_error(
             f"{path}: format",
             f"{version!r}, and this version of the code reads {FORMAT}",
-            f"Bring an older one up to date: python launch/prepare_data.py --adopt {directory} "
-            "--tokenizer NAME.",
+            "Use the version that made it, or prepare the dataset again.",
         )
     said = found.pop("sha256", None)
     try:

@@ -56,7 +56,7 @@ class _Splitting(BaseModel):
 
 
 class _Saved(_Splitting):
-    """All of `tokenizer.json`. `file_sha256` is of the rest; older versions wrote none."""
+    """All of `tokenizer.json`. `file_sha256` is of the rest."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: str
@@ -64,15 +64,16 @@ class _Saved(_Splitting):
     eot_token: int
     sha256: str
     vectors: tuple[_Vector, ...]
-    file_sha256: str | None = None
+    file_sha256: str = ""
 
     def to_bytes(self) -> bytes:
-        content = self.model_dump(mode="json", exclude_none=True)
-        return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+        """The file, with the hash that belongs to the rest."""
+        rest = self.model_dump(mode="json", exclude={"file_sha256"})
+        return _lines(rest | {"file_sha256": hashlib.sha256(_lines(rest)).hexdigest()})
 
-    def with_hash(self) -> _Saved:
-        rest = self.model_copy(update={"file_sha256": None}).to_bytes()
-        return self.model_copy(update={"file_sha256": hashlib.sha256(rest).hexdigest()})
+
+def _lines(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Tokenizer:
                 _Vector(text=text, ids=tuple(self.encode(text).tolist())) for text in PROBES
             ),
         )
-        (directory / TOKENIZER_FILE).write_bytes(saved.with_hash().to_bytes())
+        (directory / TOKENIZER_FILE).write_bytes(saved.to_bytes())
 
     @classmethod
     def open(cls, directory: Path) -> Tokenizer:
@@ -160,8 +161,7 @@ class Tokenizer:
         """
         described, ranks_file = directory / TOKENIZER_FILE, directory / RANKS_FILE
         saved = _read_json(described, _Saved)
-        expected = saved if saved.file_sha256 is None else saved.with_hash()
-        if described.read_bytes() != expected.to_bytes():
+        if described.read_bytes() != saved.to_bytes():
             raise user_error(str(described), "not what was saved: damaged", "Restore it.")
         ranks = _read_ranks(ranks_file)
         # Of the bytes, before tiktoken sees them: what it cannot digest may end the process.

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
 
-from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
+from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY
 from gpt2_ds.data.format.layouts import detect_layout, read_layout
 from gpt2_ds.data.format.manifest import (
@@ -37,18 +36,6 @@ from gpt2_ds.files.durable_file import sha256_of, sync
 SUFFIXES = (".bin", ".npy")
 # In fineweb_val_000000.bin and validation/, but not in medieval.bin or values.npy.
 VALIDATION = re.compile(r"(?<![a-z])val(id(ation)?)?(?![a-z])", re.IGNORECASE)
-
-
-class _OlderShard(BaseModel):
-    file: str
-    sha256: str
-
-
-class _OlderManifest(BaseModel):
-    """What is compared of a dataset that an older version made."""
-
-    format: Literal[1]
-    shards: tuple[_OlderShard, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     """Make a dataset of a folder of shards: write its manifest and tokenizer beside them.
 
     Every `.bin` and `.npy` in it is a shard: of llm.c, modded-nanogpt, build-nanogpt, Megatron-LM
-    (with the `.idx` beside it), or of an older version of this project. Those with `val`, `valid`
+    (with the `.idx` beside it), or of this project, without a manifest. Those with `val`, `valid`
     or `validation` as a word of their name or folder are the validation split.
 
     Args:
@@ -97,7 +84,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
             that the tokenizer does not have.
         RunError: the manifest or the tokenizer could not be written.
     """
-    before = _older_sha256s(directory)
+    _check_new(directory)
     found = [_read(directory, path) for path in _files(directory)]
     _check_alike(directory, found)
     _check_tokenizer(directory, found, tokenizer)
@@ -110,8 +97,6 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     # Threads, because hashes and numpy let go of the interpreter.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shards = tuple(pool.map(scan, sorted(found, key=lambda each: each.is_validation)))
-    if before is not None:
-        _check_unchanged(directory, before, {shard.file: shard.sha256 for shard in shards})
     manifest = Manifest(
         format=FORMAT,
         dtype=cast(Any, found[0].header.dtype.name),
@@ -131,19 +116,12 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     return manifest
 
 
-def _older_sha256s(directory: Path) -> dict[str, str] | None:
-    """By file, as the manifest of an older version says; None where there is no manifest."""
+def _check_new(directory: Path) -> None:
     if not directory.is_dir():
         raise user_error(str(directory), "no such folder", "Name the folder of the shards.")
-    path = directory / MANIFEST_FILE
-    if not path.is_file():
-        return None
-    try:
-        older = _OlderManifest.model_validate_json(path.read_bytes())
-    except ValidationError:
-        read_manifest(directory)  # refuses a damaged one, or one of a newer version
-        raise user_error(str(directory), "a dataset already", "Use it as it is.") from None
-    return {shard.file: shard.sha256 for shard in older.shards}
+    if (directory / MANIFEST_FILE).is_file():
+        read_manifest(directory)  # refuses a damaged one, or one of another format
+        raise user_error(str(directory), "a dataset already", "Use it as it is.")
 
 
 def _files(directory: Path) -> list[Path]:
@@ -264,17 +242,3 @@ def _checked_index(each: _Found, starts: list[npt.NDArray[np.int64]]) -> Path | 
         what = f"not where the documents of {each.path.name} begin: damaged"
         raise user_error(str(index), what, "Delete it, or restore it from where it came from.")
     return index
-
-
-def _check_unchanged(directory: Path, before: dict[str, str], now: dict[str, str]) -> None:
-    faults = [
-        Fault(
-            str(directory / file),
-            f"sha256 {now.get(file)}, and the older {MANIFEST_FILE} says {before.get(file)}",
-            f"Restore the file; or delete {MANIFEST_FILE}, and adopt what is there now.",
-        )
-        for file in sorted({*before, *now})
-        if before.get(file) != now.get(file)
-    ]
-    if faults:
-        raise UserError(*faults)

@@ -101,7 +101,11 @@ def edit_shard(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 1}, "manifest.json: format: 1, and this version of the code reads 2"),
+        (
+            {"format": 3},
+            r"manifest.json: format: 3, and this version of the code reads 2. Use the version that "
+            r"made it, or prepare the dataset again\.",
+        ),
         ({"dtype": "int8"}, "manifest.json: dtype: Input should be 'uint16', 'uint32' or 'int32'"),
         ({"extra": 1}, "manifest.json: extra: Extra inputs are not permitted"),
         ({"tokenizer": {"name": "bytes", "sha256": "x"}}, "manifest.json: tokenizer.sha256: "),

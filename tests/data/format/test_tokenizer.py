@@ -140,16 +140,24 @@ def test_save_and_open(tmp_path: Path) -> None:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """As a version that wrote no `file_sha256`."""
+    """Change it, and seal it with the hash of what is there then."""
     content = json.loads(path.read_text()) | changes
     del content["file_sha256"]
+    rest = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    content["file_sha256"] = hashlib.sha256(rest.encode()).hexdigest()
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
-def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
+def test_a_file_without_a_hash_is_refused(tmp_path: Path) -> None:
     BYTES.save(tmp_path)
-    edit_json(tmp_path / "tokenizer.json")
+    file = tmp_path / "tokenizer.json"
+    edit_json(file)
     assert Tokenizer.open(tmp_path).sha256 == BYTES.sha256
+    content = json.loads(file.read_text())
+    del content["file_sha256"]
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    with pytest.raises(UserError, match=r"tokenizer.json: not what was saved: damaged. Restore it"):
+        Tokenizer.open(tmp_path)
 
 
 def test_a_changed_name_and_another_form(tmp_path: Path) -> None:
