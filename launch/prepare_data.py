@@ -21,10 +21,10 @@ from gpt2_ds.config.errors import EXIT_DONE, exit_code_of
 def main() -> int:
     """Prepare or adopt, and say what was made."""
     # Here, because each worker process runs what stands above when it starts.
+    from gpt2_ds.data.inspection.inspection import summary
     from gpt2_ds.data.preparation.arguments import parse
     from gpt2_ds.data.preparation.prepare import prepare
     from gpt2_ds.data.preparation.request import Request
-    from gpt2_ds.data.preparation.summary import summary
 
     asked = parse(__doc__, sys.argv[1:])
     if isinstance(asked, Request):

@@ -22,6 +22,7 @@ from gpt2_ds.data.format.manifest import (
     InputEntry,
     Manifest,
     ShardEntry,
+    Source,
     SplitName,
     read_manifest,
 )
@@ -136,6 +137,30 @@ def stats(directory: Path | str, samples: int = 0) -> Report:
     return Report([*lines, *_sample_lines(dataset, n_documents, samples)])
 
 
+def summary(manifest: Manifest, directory: Path) -> list[str]:
+    """Lines on a dataset that was just made: tokens a split, what was left out, what to do next.
+
+    Args:
+        manifest: of the dataset.
+        directory: of the dataset.
+    """
+    lines = []
+    for split in get_args(SplitName):
+        shards = [shard for shard in manifest.shards if shard.split == split]
+        n_tokens = sum(shard.tokens for shard in shards)
+        n_documents = sum(shard.documents for shard in shards)
+        lines.append(
+            f"{split}: {n_tokens:,} tokens, {n_documents:,} documents, {len(shards)} shards"
+        )
+    if manifest.source is not None:
+        lines += _not_taken(manifest.source)
+    return [
+        *lines,
+        f"{directory} is ready. Next: set data.path to {directory} in a recipe of recipes/, then",
+        "  deepspeed launch/train.py --recipe recipes/RECIPE.yaml",
+    ]
+
+
 def about(dataset: Dataset) -> list[str]:
     """Lines on a dataset's tokenizer, and on what it was made of."""
     tokenizer = dataset.tokenizer
@@ -162,15 +187,21 @@ def _source_lines(manifest: Manifest) -> Iterator[str]:
         yield f"document separator: {source.document_separator!r}"
     if source.shuffle_seed is not None:
         yield f"shuffled with seed: {source.shuffle_seed}"
-    for why, skipped in source.skipped.items():
-        first = f", the first {', '.join(skipped.first)}" if skipped.first else ""
-        yield f"skipped: {skipped.count:,} {why}{first}"
-    if source.duplicates is not None:
-        yield f"duplicates left out: {source.duplicates:,}"
+    yield from _not_taken(source)
     n_bytes = [entry.bytes for entry in (*source.inputs, *source.validation_inputs)]
     if n_bytes and all(n_bytes):
         n_tokens = sum(entry.tokens for entry in manifest.shards)
         yield f"tokens a byte of input: {n_tokens / sum(n_bytes):.3f}"
+
+
+def _not_taken(source: Source) -> Iterator[str]:
+    """How many documents were left out, why, and where the first of them were."""
+    for why, skipped in source.skipped.items():
+        more = ["..."] if skipped.count > len(skipped.first) else []
+        where = f" ({'; '.join([*skipped.first, *more])})" if skipped.first else ""
+        yield f"skipped: {skipped.count:,} {why}{where}"
+    if source.duplicates is not None:
+        yield f"duplicates left out: {source.duplicates:,}"
 
 
 def _described(entry: InputEntry) -> str:

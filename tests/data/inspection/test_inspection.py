@@ -228,7 +228,7 @@ def test_where_it_came_from(path: Path) -> None:
         "text field: text",
         "document separator: '---'",
         "shuffled with seed: 7",
-        "skipped: 1,000 empty, the first a.txt: line 3, a.txt: line 9",
+        "skipped: 1,000 empty (a.txt: line 3; a.txt: line 9; ...)",
         "skipped: 1 not_json",
         "duplicates left out: 1,234",
     ]
