@@ -19,7 +19,6 @@ from gpt2_ds.data.order.samples import Samples, require_windows
 
 CHUNK_TOKENS = 2**21  # handed over at a time: two milliseconds of gathering
 CHUNK_SAMPLES = 2**12  # at most: short ones cost by their number
-PIECE_TOKENS = 2**16  # made int64 at a time: 512 KiB stay in a core's cache
 LOCATED_SAMPLES = 2**15  # placed at a time: a call for one costs as much as for a thousand
 
 Chunk = Tokens | torch.Tensor  # as on the disk, or int64 in page-locked memory
@@ -70,8 +69,7 @@ class TokenLoader:
         self._reading = reading
         self._queue: queue.Queue[Chunk | Exception] = queue.Queue(maxsize=prefetch)
         self.micro_batch_size = micro_batch_size
-        self._pieces: Iterator[torch.Tensor] = iter(())
-        self._rest = torch.empty(0)
+        self._chunk: Chunk = torch.empty(0)  # what is left of it
         stop = threading.Event()
         # The current CUDA device belongs to a thread: without it, pinning opens device 0.
         device = torch.cuda.current_device() if pin_memory else None
@@ -84,7 +82,6 @@ class TokenLoader:
         # Runs at close(), when the loader is forgotten, or before the interpreter ends: a thread
         # still in numpy or torch by then can abort the process.
         self._close = weakref.finalize(self, _end_thread, thread, stop)
-        self._failure: Exception | None = None
         thread.start()
 
     @property
@@ -107,26 +104,19 @@ class TokenLoader:
             raise RuntimeError("the TokenLoader is closed")
         parts, wanted = list[torch.Tensor](), self.micro_batch_size
         while wanted:
-            if not len(self._rest):
-                self._rest = self._next_piece()
-            parts.append(self._rest[:wanted])
-            self._rest = self._rest[wanted:]
+            if not len(self._chunk):
+                self._chunk = self._next_chunk()
+            parts.append(_int64(self._chunk[:wanted]))
+            self._chunk = self._chunk[wanted:]
             wanted -= len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _next_piece(self) -> torch.Tensor:
-        """Samples that follow those handed out: (n, T + 1) int64."""
-        piece = next(self._pieces, None)
-        while piece is None:
-            if self._failure is None:
-                item = self._queue.get()
-                if not isinstance(item, Exception):
-                    self._pieces = _pieces(item, self.micro_batch_size)
-                    piece = next(self._pieces)
-                    continue
-                self._failure = item
-            raise self._failure
-        return piece
+    def _next_chunk(self) -> Chunk:
+        item = self._queue.get()
+        if isinstance(item, Exception):
+            self._queue.put(item)  # for the next call too: the thread has ended
+            raise item
+        return item
 
     def close(self) -> None:
         """End the thread; may be called twice."""
@@ -152,37 +142,31 @@ class _Reading:
     def __init__(
         self, samples: Samples, micro_batch_size: int, samples_seen: int, rank: int, world_size: int
     ) -> None:
-        self.samples, self.rank = samples, rank
-        wanted = min(CHUNK_SAMPLES, CHUNK_TOKENS // samples.seq_length)
-        batches = max(1, wanted // micro_batch_size)
-        self._chunk = batches * micro_batch_size
-        self._ahead = self._chunk
-        self._world_size = world_size
+        self.rank = rank
         self.next_sample = samples_seen + rank
-        self._sources = self._windows = np.empty(0, dtype=np.int64)
+        self._samples, self._world_size = samples, world_size
+        wanted = min(CHUNK_SAMPLES, CHUNK_TOKENS // samples.seq_length)
+        self._chunk_samples = micro_batch_size * max(1, wanted // micro_batch_size)
 
-    def chunk(self) -> Tokens:
-        """The next few micro-batches in one piece: (n B, T + 1)."""
-        n = self._chunk
-        if not len(self._windows):
-            ids = self.next_sample + self._world_size * np.arange(self._ahead, dtype=np.int64)
+    def chunks(self) -> Iterator[Tokens]:
+        """A few micro-batches in one piece, without end: (n B, T + 1)."""
+        n = n_located = self._chunk_samples
+        while True:
+            ids = self.next_sample + self._world_size * np.arange(n_located, dtype=np.int64)
+            sources, windows = self._samples.locate(ids)
+            for start in range(0, n_located, n):
+                here = slice(start, start + n)
+                tokens = self._samples.read(sources[here], windows[here])
+                self.next_sample += self._world_size * n
+                yield tokens
             # Few at first, so that the first batch comes at once.
-            self._ahead = n * max(1, min(4 * self._ahead, LOCATED_SAMPLES) // n)
-            self._sources, self._windows = self.samples.locate(ids)
-        tokens = self.samples.read(self._sources[:n], self._windows[:n])
-        self._sources, self._windows = self._sources[n:], self._windows[n:]
-        self.next_sample += self._world_size * n
-        return tokens
+            n_located = n * max(1, min(4 * n_located, LOCATED_SAMPLES) // n)
 
 
-def _pieces(chunk: Chunk, micro_batch_size: int) -> Iterator[torch.Tensor]:
-    """A chunk in parts, int64, each of whole micro-batches."""
+def _int64(chunk: Chunk) -> torch.Tensor:
     if isinstance(chunk, torch.Tensor):
-        yield chunk
-        return
-    rows = micro_batch_size * max(1, PIECE_TOKENS // (micro_batch_size * chunk.shape[1]))
-    for start in range(0, len(chunk), rows):
-        yield torch.from_numpy(chunk[start : start + rows].astype(np.int64))
+        return chunk
+    return torch.from_numpy(chunk.astype(np.int64))
 
 
 def _read_ahead(
@@ -192,13 +176,14 @@ def _read_ahead(
     device: int | None,
 ) -> None:
     # Holds no reference to the loader, so that a forgotten loader is collected.
+    chunks = reading.chunks()
     while not stop.is_set():
         item: Chunk | Exception
         try:
-            item = reading.chunk()
+            item = next(chunks)
             if device is not None:
                 torch.cuda.set_device(device)
-                item = torch.from_numpy(item.astype(np.int64)).pin_memory()
+                item = _int64(item).pin_memory()
         except Exception as error:
             item = error
         while not stop.is_set():
