@@ -22,6 +22,7 @@ class HeldDocuments:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.n_tokens = self.n_documents = 0
+        # Never without an array, so that there is something to put together.
         self._tokens: list[Tokens] = [np.empty(0, dtype)]
         self._lengths: list[Lengths] = [np.empty(0, np.int64)]
 
@@ -40,7 +41,8 @@ class HeldDocuments:
     def take(self) -> tuple[Tokens, Lengths]:
         """All that is held, which is held no more: tokens and lengths."""
         tokens, lengths = np.concatenate(self._tokens), np.concatenate(self._lengths)
-        self.__init__(tokens.dtype)  # type: ignore[misc]
+        self.n_tokens = self.n_documents = 0
+        del self._tokens[1:], self._lengths[1:]
         return tokens, lengths
 
 
