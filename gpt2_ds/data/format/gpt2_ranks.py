@@ -76,7 +76,7 @@ def require_gpt2_ranks() -> None:
             part.write_bytes(data)
             part.replace(path)
         except OSError as error:
-            files = " and ".join(f"{each} as {cached_name(each)}" for each in FILES)
+            files = " and ".join(f"{address} as {cached_name(address)}" for address in FILES)
             raise user_error(
                 "tokenizer gpt2",
                 f"{address.rpartition('/')[2]} is not in {directory}, and fetching it there "

@@ -142,7 +142,7 @@ def _read_megatron(path: Path) -> _Megatron:
         )
     magic, version, code, n, n_bounds = np.frombuffer(start, MEGATRON_HEADER)[0].tolist()
     if (magic, version) != (MEGATRON_MAGIC, 1) or code not in MEGATRON_TYPES:
-        known = ", ".join(f"{each} ({dtype.name})" for each, dtype in MEGATRON_TYPES.items())
+        known = ", ".join(f"{number} ({dtype.name})" for number, dtype in MEGATRON_TYPES.items())
         raise user_error(
             str(index),
             f"begins with {magic!r}, version {version}, type {code}; read are "

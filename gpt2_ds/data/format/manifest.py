@@ -96,7 +96,7 @@ class InputEntry(_Part):
     revision: str | None = None
 
 
-class Skipped(_Part):
+class SkippedDocuments(_Part):
     """Bad documents left out for one reason: how many, and where the first few were."""
 
     count: Count
@@ -124,7 +124,7 @@ class Source(_Part):
     document_separator: str | None
     shuffle_seed: int | None
     duplicates: Count | None
-    skipped: dict[str, Skipped]
+    skipped: dict[str, SkippedDocuments]
 
 
 class Manifest(_Part):
@@ -226,8 +226,8 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     except ValidationError as error:
         raise UserError(
             *(
-                Fault(f"{path}: {'.'.join(map(str, each['loc']))}", each["msg"], _RESTORE)
-                for each in error.errors()
+                Fault(f"{path}: {'.'.join(map(str, wrong['loc']))}", wrong["msg"], _RESTORE)
+                for wrong in error.errors()
             )
         ) from error
     if (got := _digest(found)) != said:

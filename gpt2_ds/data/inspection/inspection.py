@@ -99,13 +99,18 @@ def verify(directory: Path | str) -> Report:
 
 
 def _other_files(directory: Path, manifest: Manifest) -> list[str]:
-    part = {MANIFEST_FILE, *(f"{TOKENIZER_DIRECTORY}/{x}" for x in (RANKS_FILE, TOKENIZER_FILE))}
+    part = {
+        MANIFEST_FILE,
+        *(f"{TOKENIZER_DIRECTORY}/{name}" for name in (RANKS_FILE, TOKENIZER_FILE)),
+    }
     for entry in manifest.shards:
         part.add(Path(entry.file).as_posix())
         if entry.index_sha256 is not None:
             part.add(Path(entry.file).with_suffix(".idx").as_posix())
     files = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
-    seen = {file.as_posix() for file in files if not any(x.startswith(".") for x in file.parts)}
+    seen = {
+        file.as_posix() for file in files if not any(name.startswith(".") for name in file.parts)
+    }
     return sorted(seen - part)
 
 

@@ -88,15 +88,15 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     found = [_read(directory, path) for path in _files(directory)]
     _check_alike(directory, found)
     _check_tokenizer(directory, found, tokenizer)
-    progress = Progress(sum(each.header.file_bytes for each in found))
+    progress = Progress(sum(shard.header.file_bytes for shard in found))
     lock = threading.Lock()
 
-    def scan(each: _Found) -> ShardEntry:
-        return _scan(each, tokenizer, progress, lock)
+    def scan(shard: _Found) -> ShardEntry:
+        return _scan(shard, tokenizer, progress, lock)
 
     # Threads, because hashes and numpy let go of the interpreter.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shards = tuple(pool.map(scan, sorted(found, key=lambda each: each.is_validation)))
+        shards = tuple(pool.map(scan, sorted(found, key=lambda shard: shard.is_validation)))
     manifest = Manifest(
         format=FORMAT,
         dtype=cast(Any, found[0].header.dtype.name),
@@ -150,11 +150,11 @@ def _walk(directory: Path) -> Iterator[Path]:
         raise user_error(str(error.filename), what, "Make it readable, or move it away.") from error
 
     for name, folders, files in os.walk(directory, onerror=refuse):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        yield from (path for each in folders if (path := Path(name, each)).is_symlink())
-        for each in files:
-            if each.endswith(SUFFIXES) and not each.startswith("."):
-                yield Path(name, each)
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        yield from (path for folder in folders if (path := Path(name, folder)).is_symlink())
+        for file in files:
+            if file.endswith(SUFFIXES) and not file.startswith("."):
+                yield Path(name, file)
 
 
 def _read(directory: Path, path: Path) -> _Found:
@@ -166,20 +166,20 @@ def _read(directory: Path, path: Path) -> _Found:
 
 
 def _check_alike(directory: Path, found: list[_Found]) -> None:
-    for each in found:
-        if str(each) != str(found[0]):
+    for shard in found:
+        if str(shard) != str(found[0]):
             raise user_error(
-                str(each.path),
-                f"{each}, and {found[0].path} is {found[0]}",
+                str(shard.path),
+                f"{shard}, and {found[0].path} is {found[0]}",
                 "Give each kind a folder of its own, and adopt them one by one.",
             )
 
 
 def _check_tokenizer(directory: Path, found: list[_Found], tokenizer: Tokenizer) -> None:
     made_with = {
-        each.path: each.header.tokenizer_sha256
-        for each in found
-        if each.header.tokenizer_sha256 != NO_TOKENIZER
+        shard.path: shard.header.tokenizer_sha256
+        for shard in found
+        if shard.header.tokenizer_sha256 != NO_TOKENIZER
     }
     if (saved := directory / TOKENIZER_DIRECTORY).is_dir():
         made_with[saved] = Tokenizer.open(saved).sha256
@@ -193,9 +193,9 @@ def _check_tokenizer(directory: Path, found: list[_Found], tokenizer: Tokenizer)
 
 
 def _scan(
-    each: _Found, tokenizer: Tokenizer, progress: Progress, lock: threading.Lock
+    shard: _Found, tokenizer: Tokenizer, progress: Progress, lock: threading.Lock
 ) -> ShardEntry:
-    path, header = each.path, each.header
+    path, header = shard.path, shard.header
     checksum = Checksum()
     with path.open("rb") as file:
         checksum.update(file.read(header.offset))
@@ -209,15 +209,15 @@ def _scan(
         checksum.update(piece.data)
         here = begin + np.flatnonzero(piece == tokenizer.eot_token)
         documents += len(here)
-        if each.has_our_index:
+        if shard.has_our_index:
             starts.append(here)
         with lock:
             progress.add(len(here), piece.nbytes, len(piece))
-    index = _checked_index(each, starts)
+    index = _checked_index(shard, starts)
     return ShardEntry(
-        split="validation" if each.is_validation else "train",
-        file=each.file,
-        layout=each.layout,
+        split="validation" if shard.is_validation else "train",
+        file=shard.file,
+        layout=shard.layout,
         tokens=len(tokens),
         documents=header.n_documents or documents,
         bytes=checksum.n_bytes,
@@ -228,17 +228,17 @@ def _scan(
     )
 
 
-def _checked_index(each: _Found, starts: list[npt.NDArray[np.int64]]) -> Path | None:
+def _checked_index(shard: _Found, starts: list[npt.NDArray[np.int64]]) -> Path | None:
     """The `.idx` that belongs to a file, if one does."""
-    if each.layout != "megatron" and not each.has_our_index:
+    if shard.layout != "megatron" and not shard.has_our_index:
         return None
-    index = each.path.with_suffix(".idx")
-    if not index.resolve().is_relative_to(each.directory.resolve()):
+    index = shard.path.with_suffix(".idx")
+    if not index.resolve().is_relative_to(shard.directory.resolve()):
         what = f"a link out of the folder, to {index.resolve()}"
         raise user_error(str(index), what, "Put the file itself there.")
-    if each.has_our_index and not np.array_equal(
-        read_index(each.path, each.header), np.concatenate(starts)
+    if shard.has_our_index and not np.array_equal(
+        read_index(shard.path, shard.header), np.concatenate(starts)
     ):
-        what = f"not where the documents of {each.path.name} begin: damaged"
+        what = f"not where the documents of {shard.path.name} begin: damaged"
         raise user_error(str(index), what, "Delete it, or restore it from where it came from.")
     return index

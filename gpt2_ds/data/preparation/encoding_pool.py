@@ -91,11 +91,12 @@ def encode_blocks(
     pending: deque[tuple[Block, Future[Encoded]]] = deque()
     failure = None
     try:
-        for each in _until_failure(blocks):
-            if isinstance(each, Exception):
-                failure = each
+        for block_or_failure in _until_failure(blocks):
+            if isinstance(block_or_failure, Exception):
+                failure = block_or_failure
                 break
-            pending.append((each, pool.submit(_encode_in_worker, each.texts)))
+            block = block_or_failure
+            pending.append((block, pool.submit(_encode_in_worker, block.texts)))
             if len(pending) > 2 * workers:
                 first, future = pending.popleft()
                 yield first, future.result()

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
-from gpt2_ds.data.format.manifest import Count, ShardEntry, Skipped
+from gpt2_ds.data.format.manifest import Count, ShardEntry, SkippedDocuments
 from gpt2_ds.files.durable_file import sync, write_durably
 
 Job = dict[str, Any]
@@ -52,10 +52,10 @@ class Counts(_Line):
     text_bytes: Count = 0
     input_bytes: Count = 0
     duplicates: Count = 0
-    skipped: dict[str, Skipped] = {}
+    skipped: dict[str, SkippedDocuments] = {}
 
 
-class Piece(_Line):
+class ValidationPiece(_Line):
     """The validation documents of one unit: lengths in uint32, then tokens.
 
     Args:
@@ -82,7 +82,7 @@ class UnitRecord(_Line):
 
     unit: Count
     shard: ShardEntry | None
-    piece: Piece | None
+    piece: ValidationPiece | None
     position: tuple[int, int, tuple[Any, ...] | None]
     counts: Counts
 
@@ -208,15 +208,15 @@ class PartialFolder:
 
     def write_piece(
         self, unit: int, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64]
-    ) -> Piece:
+    ) -> ValidationPiece:
         """Keep the validation documents of a unit."""
         file = f"unit-{unit:05d}"
         parts: list[bytes | memoryview] = [lengths.astype("<u4").tobytes(), tokens.data.cast("B")]
         write_durably(self.pieces / file, parts)
-        return Piece(file=file, documents=len(lengths), tokens=len(tokens))
+        return ValidationPiece(file=file, documents=len(lengths), tokens=len(tokens))
 
     def read_piece(
-        self, piece: Piece, dtype: np.dtype[Any]
+        self, piece: ValidationPiece, dtype: np.dtype[Any]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Its tokens, and how many of them each document has."""
         data = (self.pieces / piece.file).read_bytes()

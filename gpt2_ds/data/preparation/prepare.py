@@ -91,7 +91,9 @@ def _told_plainly(folder: PartialFolder) -> Iterator[None]:
             raise
         if not folder.is_ours:
             raise
-        faults = (Fault(each.where, each.what, each.fix + _kept(folder)) for each in error.faults)
+        faults = (
+            Fault(fault.where, fault.what, fault.fix + _kept(folder)) for fault in error.faults
+        )
         raise UserError(*faults) from error
     except KeyboardInterrupt as error:
         raise RunError(f"Stopped by Ctrl-C.{_kept(folder)}") from error
@@ -163,9 +165,9 @@ def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> P
 
 
 def _nothing_to_train_on(ready: ReadyRequest, counts: Counts) -> UserError:
-    n_skipped = sum(each.count for each in counts.skipped.values())
+    n_skipped = sum(skipped.count for skipped in counts.skipped.values())
     return user_error(
-        f"input {', '.join(each.name for each in ready.train)}",
+        f"input {', '.join(source.name for source in ready.train)}",
         f"nothing to train on: {counts.documents} documents for validation, {n_skipped} skipped",
         "Give more documents, or a smaller --validation-fraction.",
     )

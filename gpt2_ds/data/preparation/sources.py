@@ -126,7 +126,7 @@ def _find(name: str, request: Request, commits: Mapping[str, str]) -> Input:
     else:
         # Path.glob wants a relative pattern, and leaves files with a dot in.
         named = map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
-        files = sorted(each for each in named if each.is_file())
+        files = sorted(path for path in named if path.is_file())
         what = "no such file or folder"
     if not files:
         raise user_error(
@@ -148,15 +148,15 @@ def _find(name: str, request: Request, commits: Mapping[str, str]) -> Input:
 def _files_in(path: Path) -> list[Path]:
     files = []
     for folder, folders, here in os.walk(path):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        for each in folders:
-            if (Path(folder) / each).is_symlink():
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if (Path(folder) / name).is_symlink():
                 raise user_error(
-                    str(Path(folder) / each),
+                    str(Path(folder) / name),
                     "a link to a folder, which is not followed",
                     "Name the folder it leads to as an input, and delete the link.",
                 )
-        files += [Path(folder) / each for each in here if not each.startswith(".")]
+        files += [Path(folder) / name for name in here if not name.startswith(".")]
     return sorted(files)
 
 

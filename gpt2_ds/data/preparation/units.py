@@ -12,7 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gpt2_ds.data.format.manifest import ShardEntry, Skipped, SplitName
+from gpt2_ds.data.format.manifest import ShardEntry, SkippedDocuments, SplitName
 from gpt2_ds.data.format.shards import write_shard
 from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.preparation.blocks import Block
@@ -173,9 +173,9 @@ class UnitWriter:
 
     def _skip(self, why: str, where: str) -> None:
         skipped = self.counts.skipped
-        before = skipped.get(why, Skipped(count=0, first=()))
+        before = skipped.get(why, SkippedDocuments(count=0, first=()))
         first = (*before.first, where)[:FIRST_PLACES]
-        more = {why: Skipped(count=before.count + 1, first=first)}
+        more = {why: SkippedDocuments(count=before.count + 1, first=first)}
         self.counts = self.counts.model_copy(update={"skipped": skipped | more})
 
     def _write(self) -> None:

@@ -148,7 +148,7 @@ class ShardCache:
 
     def _require_room(self, entry: ShardEntry) -> None:
         name = file_name(entry)
-        kept = sum(n for each, n in list(self._files.pinned.items()) if each != name)
+        kept = sum(n for kept_name, n in list(self._files.pinned.items()) if kept_name != name)
         if kept + entry.bytes > self.max_bytes:
             besides = f" beside {kept} bytes of validation shards" if kept else ""
             enough = math.ceil((kept + entry.bytes) / 1e6) / 1e3

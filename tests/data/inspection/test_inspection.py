@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_ds.config.errors import UserError
-from gpt2_ds.data.format.manifest import InputEntry, Manifest, Skipped, Source, read_manifest
+from gpt2_ds.data.format.manifest import (
+    InputEntry,
+    Manifest,
+    SkippedDocuments,
+    Source,
+    read_manifest,
+)
 from gpt2_ds.data.format.tokenizer import load_tokenizer
 from gpt2_ds.data.inspection import inspection
 from gpt2_ds.data.inspection.inspection import quantile, stats, verify
@@ -219,8 +225,8 @@ def test_where_it_came_from(path: Path) -> None:
         shuffle_seed=7,
         duplicates=1234,
         skipped={
-            "empty": Skipped(count=1000, first=("a.txt: line 3", "a.txt: line 9")),
-            "not_json": Skipped(count=1, first=()),
+            "empty": SkippedDocuments(count=1000, first=("a.txt: line 3", "a.txt: line 9")),
+            "not_json": SkippedDocuments(count=1, first=()),
         },
     ) == [
         "input: hub:x, config en, split train, revision abc123",
