@@ -58,31 +58,14 @@ class ShardCache:
             ) from error
         self.folder = folder
         self.max_bytes = max_bytes
-        self.wait_seconds = 0.0
         self._files = CacheFolder(folder, max_bytes)
         self._upcoming: Callable[[], Order] | None = None
-        self._lock = threading.Lock()
         self._reader_ahead = _ReaderAhead(self._files)
         # Runs at close(), or when the cache is forgotten.
         self._close = weakref.finalize(self, self._reader_ahead.end)
         # When the interpreter ends, before fsspec takes the connections away, which it does by
         # finalizers younger than ours: a download in the thread would take that for a failure.
         atexit.register(self._reader_ahead.end)
-
-    @property
-    def downloads(self) -> int:
-        """Shards downloaded by this process."""
-        return self._files.downloads
-
-    @property
-    def downloaded_bytes(self) -> int:
-        """Of those shards."""
-        return self._files.downloaded_bytes
-
-    @property
-    def evictions(self) -> int:
-        """Shards deleted by this process to make room."""
-        return self._files.evictions
 
     def path(self, remote: RemoteFolder, entry: ShardEntry) -> Path:
         """The file of a shard on this machine, downloaded first if need be.
@@ -95,7 +78,6 @@ class ShardCache:
             RuntimeError: the cache is closed.
             Exception: what `upcoming` of `follow` ran into.
         """
-        began = time.monotonic()
         self._require_room(entry)
         try:
             if self._reader_ahead.failure is not None:
@@ -105,9 +87,6 @@ class ShardCache:
             return self._files.obtain(remote, entry, self._upcoming or tuple)
         except Stopped:
             raise RuntimeError("the ShardCache is closed") from None
-        finally:
-            with self._lock:
-                self.wait_seconds += time.monotonic() - began
 
     def keep(self, remote: RemoteFolder, entry: ShardEntry) -> Path:
         """Download a shard, and never delete it from this process.
@@ -138,10 +117,6 @@ class ShardCache:
         self._upcoming = upcoming
         self._reader_ahead.start(weakref.ref(self))
 
-    def moved(self) -> None:
-        """Say that the reader's position has changed; otherwise it is noticed after a while."""
-        self._reader_ahead.moved.set()
-
     def close(self) -> None:
         """End the thread, and every download and wait; may be called twice. The files stay."""
         self._close()
@@ -164,7 +139,6 @@ class _ReaderAhead:
     """The thread. Refers to the cache only weakly, so that a forgotten one is collected."""
 
     def __init__(self, files: CacheFolder) -> None:
-        self.moved = threading.Event()
         self.failure: Exception | None = None
         self._files = files
         self._thread: threading.Thread | None = None
@@ -179,13 +153,11 @@ class _ReaderAhead:
     def end(self) -> None:
         atexit.unregister(self.end)
         self._files.close()
-        self.moved.set()
         if self._thread not in (None, threading.current_thread()):
             self._thread.join(CLOSE_WAIT_SECONDS)
 
     def _run(self, cache: weakref.ref[ShardCache]) -> None:
         while not self._files.closed.is_set():
-            self.moved.clear()
             began = time.monotonic()
             try:
                 order = _order_of(cache)
@@ -200,8 +172,7 @@ class _ReaderAhead:
                 self.failure = error
                 return
             rest = REST_PER_LOOK * (time.monotonic() - began)
-            self._files.closed.wait(min(rest, LONGEST_REST_SECONDS))
-            self.moved.wait(POSITION_POLL_SECONDS)
+            self._files.closed.wait(POSITION_POLL_SECONDS + min(rest, LONGEST_REST_SECONDS))
 
 
 def _order_of(cache: weakref.ref[ShardCache]) -> Order | None:

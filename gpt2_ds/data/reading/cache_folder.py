@@ -54,8 +54,7 @@ class CacheFolder:
         self.folder = folder
         self.max_bytes = max_bytes
         self.pinned: dict[str, int] = {}  # name -> bytes
-        self.downloads = self.downloaded_bytes = self.evictions = 0
-        self._lock = threading.Lock()  # of the counters
+        self._lock = threading.Lock()
         self._checked: dict[str, tuple[int, ...]] = {}  # name -> identity of the right file
         self._asked: set[str] = set()
         self._short_of_room = 0
@@ -172,9 +171,6 @@ class CacheFolder:
             remote.download_into(file, temporary, entry.file, entry.bytes, entry.sha256, stop)
             # Not synced: after a crash of the machine, its hash is checked before it is used.
             self._checked[path.name] = _identity(file.fileno())
-            with self._lock:
-                self.downloads += 1
-                self.downloaded_bytes += entry.bytes
             # Under the lock: one who counts the files in this moment would miss this one.
             with self._room_lock(), writing(path, entry.bytes):
                 temporary.rename(path)
@@ -195,8 +191,6 @@ class CacheFolder:
                     break
                 (self.folder / name).unlink(missing_ok=True)
                 needed -= shards[name].st_size
-                with self._lock:
-                    self.evictions += 1
             allocate(file, temporary, n_bytes)
         return True
 

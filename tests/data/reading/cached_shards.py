@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from gpt2_ds.data.reading.cache_folder import Order
+import pytest
+
+from gpt2_ds.data.format.manifest import ShardEntry
+from gpt2_ds.data.reading.cache_folder import CacheFolder, Order
 from gpt2_ds.files.remote_files import RemoteFolder
 from tests.files.fault_server import FaultServer, entry_of, serving, shard
 
@@ -27,6 +31,25 @@ class Reader:
     def upcoming(self) -> Order:
         rest = [number for group in self.groups[self.position :] for number in group]
         return [(self.remote, ENTRIES[number]) for number in dict.fromkeys(rest)]
+
+
+@contextmanager
+def downloads() -> Iterator[list[int]]:
+    """The bytes of each shard that this process has downloaded."""
+    seen: list[int] = []
+    real = CacheFolder._download
+
+    def download(
+        files: CacheFolder, remote: RemoteFolder, entry: ShardEntry, *rest: Any, **more: Any
+    ) -> Any:
+        outcome = real(files, remote, entry, *rest, **more)
+        if outcome == "done":
+            seen.append(entry.bytes)
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CacheFolder, "_download", download)
+        yield seen
 
 
 @contextmanager

@@ -89,7 +89,6 @@ def test_after_a_failure_reading_ahead_rests(
     until(lambda: server.requests["/train/0.bin"] == 1)
     for _ in range(12):
         time.sleep(0.1)
-        cache.moved()
     assert server.requests["/train/0.bin"] == 1
     began = time.monotonic()
     cache.close()

@@ -17,6 +17,7 @@ from gpt2_ds.data.reading.cache_folder import CacheFolder, Order, _victims, file
 from gpt2_ds.files.claimed_file import allocate, claimed
 from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.remote_source import Stopped
+from tests.data.reading.cached_shards import downloads
 from tests.files.fault_server import entry_of, shard
 
 N_BYTES = 100
@@ -68,16 +69,14 @@ Sequences = st.lists(st.integers(0, 9), min_size=1, max_size=40)
 def test_on_demand_there_are_no_more_downloads_than_there_must_be(
     remote: RemoteFolder, sequence: list[int], slots: int
 ) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, downloads() as downloaded:
         files = CacheFolder(Path(name), slots * N_BYTES + N_BYTES // 2)
         for position, number in enumerate(sequence):
             rest = upcoming(remote, sequence[position:])
             path = files.obtain(remote, ENTRIES[number], lambda rest=rest: rest)  # type: ignore[misc]
             assert path.read_bytes() == SHARDS[number]
             assert total_bytes(Path(name)) <= files.max_bytes
-        assert files.downloads == fewest_downloads(sequence, slots)
-        assert files.downloaded_bytes == files.downloads * N_BYTES
-        assert files.evictions == files.downloads - len(present(Path(name)))
+        assert len(downloaded) == fewest_downloads(sequence, slots)
 
 
 @settings(max_examples=60)
@@ -85,7 +84,7 @@ def test_on_demand_there_are_no_more_downloads_than_there_must_be(
 def test_reading_ahead_never_takes_the_place_of_what_is_needed_sooner(
     remote: RemoteFolder, sequence: list[int], slots: int
 ) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, downloads() as downloaded:
         files = CacheFolder(Path(name), slots * N_BYTES)
         for position, number in enumerate(sequence):
             order = upcoming(remote, sequence[position:])
@@ -104,25 +103,26 @@ def test_reading_ahead_never_takes_the_place_of_what_is_needed_sooner(
             if len(set(rest)) > 1:  # so the reader does not wait for the next one
                 assert rest[1] in before
         most = fewest_downloads(sequence, max(1, slots - max(1, slots // 2)))
-        assert files.downloads <= most + 2
+        assert len(downloaded) <= most + 2
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_a_quarter_of_the_data_in_a_known_order(
     remote: RemoteFolder, tmp_path: Path, epochs: int
 ) -> None:
-    files = CacheFolder(tmp_path, 6 * N_BYTES)
-    sequence = list(range(24)) * epochs
-    for position, number in enumerate(sequence):
-        order = upcoming(remote, sequence[position:])
-        while files.read_ahead(order):
-            pass
-        waits = files.downloads
-        files.obtain(remote, ENTRIES[number], lambda order=order: order)  # type: ignore[misc]
-        assert files.downloads == waits
-    assert files.downloads >= fewest_downloads(sequence, 6)
+    with downloads() as downloaded:
+        files = CacheFolder(tmp_path, 6 * N_BYTES)
+        sequence = list(range(24)) * epochs
+        for position, number in enumerate(sequence):
+            order = upcoming(remote, sequence[position:])
+            while files.read_ahead(order):
+                pass
+            waits = len(downloaded)
+            files.obtain(remote, ENTRIES[number], lambda order=order: order)  # type: ignore[misc]
+            assert len(downloaded) == waits
+    assert len(downloaded) >= fewest_downloads(sequence, 6)
     # Half of the room holds what is read ahead; the other half works as well as it can.
-    assert files.downloads <= fewest_downloads(sequence, 3)
+    assert len(downloaded) <= fewest_downloads(sequence, 3)
     assert fewest_downloads(sequence, 3) < len(sequence) or epochs == 1
 
 
@@ -157,13 +157,14 @@ def test_nothing_is_deleted_for_what_does_not_fit_all_the_same(
     large = shard(99, 3 * N_BYTES)
     fsspec.filesystem("memory").pipe("/cached/train/large.bin", large)
     entry = entry_of("train/large.bin", large)
-    files = CacheFolder(tmp_path, 4 * N_BYTES)
-    for number in (0, 1, 2):
-        files.obtain(remote, ENTRIES[number], tuple)
-    order: Order = [*upcoming(remote, [0, 1]), (remote, entry)]
-    assert not files.read_ahead(order)
-    assert present(tmp_path) == {0, 1, 2}
-    assert files.evictions == 0
+    with downloads() as downloaded:
+        files = CacheFolder(tmp_path, 4 * N_BYTES)
+        for number in (0, 1, 2):
+            files.obtain(remote, ENTRIES[number], tuple)
+        order: Order = [*upcoming(remote, [0, 1]), (remote, entry)]
+        assert not files.read_ahead(order)
+        assert present(tmp_path) == {0, 1, 2}
+    assert len(downloaded) == 3  # none of them again
     assert files.obtain(remote, entry, lambda: order).read_bytes() == large
     assert present(tmp_path) == {0}
 
@@ -222,8 +223,9 @@ def test_what_another_process_finished_in_this_moment_is_not_downloaded_again(
         other.obtain(remote, ENTRIES[0], tuple)
         return []
 
-    assert files.obtain(remote, ENTRIES[0], upcoming_later).read_bytes() == SHARDS[0]
-    assert (files.downloads, other.downloads) == (0, 1)
+    with downloads() as downloaded:
+        assert files.obtain(remote, ENTRIES[0], upcoming_later).read_bytes() == SHARDS[0]
+    assert len(downloaded) == 1
 
 
 def test_a_download_of_another_process_counts_at_its_full_size(

@@ -12,7 +12,7 @@ import pytest
 from gpt2_ds.data.reading.cache import ShardCache
 from gpt2_ds.data.reading.cache_folder import file_name
 from gpt2_ds.files.remote_files import RemoteFolder
-from tests.data.reading.cached_shards import until, watched
+from tests.data.reading.cached_shards import downloads, until, watched
 from tests.files.fault_server import entry_of, serving, shard
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,22 +28,22 @@ def read_all(address: str, folder: str, slots: int, epochs: int, pause_seconds: 
     cache = ShardCache(Path(folder), slots * N_BYTES)
     sequence = list(range(len(SHARDS))) * epochs
     left = list(sequence)
-    cache.follow(lambda: [(remote, ENTRIES[number]) for number in dict.fromkeys(tuple(left))])
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for position, number in enumerate(sequence):
-        left[:] = sequence[position:]
-        cache.moved()
-        while True:
-            try:
-                data = cache.path(remote, ENTRIES[number]).read_bytes()
-                break
-            except FileNotFoundError:  # another process, further on, deleted it
-                continue
-        assert data == SHARDS[number]
-        time.sleep(pause_seconds)
-    cache.close()
-    print(cache.downloads)
+    with downloads() as downloaded:
+        cache.follow(lambda: [(remote, ENTRIES[number]) for number in dict.fromkeys(tuple(left))])
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for position, number in enumerate(sequence):
+            left[:] = sequence[position:]
+            while True:
+                try:
+                    data = cache.path(remote, ENTRIES[number]).read_bytes()
+                    break
+                except FileNotFoundError:  # another process, further on, deleted it
+                    continue
+            assert data == SHARDS[number]
+            time.sleep(pause_seconds)
+        cache.close()
+    print(len(downloaded))
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def downloads(process: subprocess.Popen[str]) -> int:
+def downloaded_by(process: subprocess.Popen[str]) -> int:
     out, err = process.communicate("go\n", timeout=120)
     assert (process.returncode, err) == (0, "")
     return int(out)
@@ -82,7 +82,7 @@ def test_three_processes_share_one_folder(tmp_path: Path, slots: int) -> None:
             processes = [start(*arguments, pause) for pause in (0.0, 0.001, 0.003)]
             for process in processes:
                 go(process)
-            total = sum(downloads(process) for process in processes)
+            total = sum(downloaded_by(process) for process in processes)
     assert max(sizes) <= slots * N_BYTES
     assert total <= sum(server.requests.values())  # more: downloads that gave way to another
     if slots == 8:
@@ -140,10 +140,11 @@ def test_one_process_waits_for_the_download_of_another(tmp_path: Path) -> None:
         process = start(server.address, str(tmp_path), 8, 1, 0)
         until(lambda: server.requests["/train/0.bin"] == 1)
         cache = ShardCache(tmp_path, 8 * N_BYTES)
-        path = cache.path(RemoteFolder(server.address), ENTRIES[0])
+        with downloads() as downloaded:
+            path = cache.path(RemoteFolder(server.address), ENTRIES[0])
         assert path.read_bytes() == SHARDS[0]
         assert path.name == file_name(ENTRIES[0])
-        assert cache.downloads == 0
+        assert downloaded == []
         assert server.requests["/train/0.bin"] == 1
         process.kill()
         process.communicate()

@@ -20,6 +20,7 @@ from gpt2_ds.data.format.manifest import Layout, ShardEntry
 from gpt2_ds.data.format.split import OPEN_ATTEMPTS, Split
 from gpt2_ds.data.reading.corpus import Corpus
 from gpt2_ds.data.reading.loader import TokenLoader
+from tests.data.reading.cached_shards import downloads
 from tests.data.small_dataset import make_dataset
 from tests.files.fault_server import FaultServer, serving
 
@@ -78,7 +79,7 @@ def test_an_epoch_through_a_cache_of_a_quarter_is_as_read_from_the_disk(
     local = made(tmp_path / "local")
     n = N_SHARDS * 16
     quarter = train_bytes(local) / 4e9
-    with served(tmp_path / "local") as server:
+    with served(tmp_path / "local") as server, downloads() as downloaded:
         streamed = Corpus.open(
             section(server.address, tmp_path, lanes=lanes, cache_gigabytes=quarter)
         )
@@ -87,8 +88,7 @@ def test_an_epoch_through_a_cache_of_a_quarter_is_as_read_from_the_disk(
     assert torch.equal(got, expected)
     assert torch.equal(got.sum(1).sort().values, torch.cat(everything(local)).sum(1).sort().values)
     assert streamed.fingerprint == local.fingerprint
-    assert streamed.cache is not None
-    assert streamed.cache.downloaded_bytes <= 1.25 * train_bytes(local)
+    assert sum(downloaded) <= 1.25 * train_bytes(local)
     files = (tmp_path / "cache").glob("*.bin")
     assert sum(file.stat().st_size for file in files) <= quarter * 1e9
 
@@ -103,8 +103,7 @@ def test_each_machine_downloads_its_own_lanes(tmp_path: Path, small_chunks: None
     """Two machines of one rank, 4 lanes: together little more than the data."""
     local = made(tmp_path / "local")
     n = N_SHARDS * 16
-    downloaded = 0
-    with served(tmp_path / "local") as server:
+    with served(tmp_path / "local") as server, downloads() as downloaded:
         for rank in (0, 1):
             data = section(server.address, tmp_path / str(rank), lanes=4)
             corpus = Corpus.open(data)
@@ -120,9 +119,7 @@ def test_each_machine_downloads_its_own_lanes(tmp_path: Path, small_chunks: None
                 )
                 for _ in islice(loader, n // 16):
                     pass
-            assert corpus.cache is not None
-            downloaded += corpus.cache.downloaded_bytes
-    assert downloaded <= 1.3 * train_bytes(local)
+    assert sum(downloaded) <= 1.3 * train_bytes(local)
 
 
 def test_validation_is_kept_at_hand(tmp_path: Path) -> None:
@@ -229,7 +226,7 @@ def test_twenty_million_tokens_a_second_behind_ten_milliseconds(
     generator = np.random.default_rng(0)
     shards = [generator.integers(0, 256, 2**21, dtype=np.uint16) for _ in range(48)]
     local = make_dataset(tmp_path / "local", shards, [shards[0][:65]])
-    with served(tmp_path / "local", latency_seconds=0.01) as server:
+    with served(tmp_path / "local", latency_seconds=0.01) as server, downloads() as downloaded:
         corpus = Corpus.open(
             DataSection(
                 path=server.address,
@@ -243,8 +240,7 @@ def test_twenty_million_tokens_a_second_behind_ten_milliseconds(
         began = time.perf_counter()
         batches(corpus, n)
         seconds = time.perf_counter() - began
-    assert corpus.cache is not None
-    share = corpus.cache.downloaded_bytes / train_bytes(local)
+    share = sum(downloaded) / train_bytes(local)
     with capsys.disabled():
         print(f"{n * 1024 / seconds / 1e6:.0f} Mtok/s, {share:.2f} of the data downloaded")
     assert n * 1024 / seconds > 20e6
