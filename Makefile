@@ -1,4 +1,4 @@
-.PHONY: check test benchmark faults
+.PHONY: check test losses benchmark faults
 
 check: ## format, lint, types, quick tests
 	ruff format --check .
@@ -8,6 +8,9 @@ check: ## format, lint, types, quick tests
 
 test: ## everything but the timing bounds and the long matrix
 	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+losses: ## every loss of a set of small runs; BASE=main: are they the same on that commit?
+	python -m tests.losses $(if $(BASE),--base $(BASE))
 
 benchmark: ## timing bounds; alone, on a quiet machine
 	python -m pytest -m benchmark
