@@ -19,15 +19,27 @@ from gpt2_ds.checkpoint.manifest import (
     parse_manifest,
     step_name,
 )
-from gpt2_ds.checkpoint.remote_files import RemoteFiles, warn
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, user_error
 from gpt2_ds.config.recipe_file import LoadedRecipe, parse_stored
 from gpt2_ds.files.claimed_file import writing
 from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
-from gpt2_ds.files.remote_source import Stopped
+from gpt2_ds.files.remote_files import RemoteFolder, Wording, WrongBytes, warn
+from gpt2_ds.files.remote_source import Stopped, redacted
 
 UPLOADING = "uploading.json"  # the manifest of an upload that has begun
+_WORDING = Wording(
+    where="{file}",
+    missing="there is no such file or folder",
+    missing_fix="Make the folder (bucket) first, and check the address: checkpoint.copy_to.",
+    refused_fix="Give this machine the right to read and to write it, by credentials in the "
+    "environment.",
+    broken="{file}: {fault}, at the last of {attempts} attempts. See whether this machine reaches "
+    "it, then give the same command again.",
+    wrong="{file}: {fault}",
+)
+# A copy may have many gigabytes; what is wrong twice is hardly the line.
+_ATTEMPTS_AT_WRONG_BYTES = 2
 
 
 class Damaged(Exception):
@@ -37,7 +49,7 @@ class Damaged(Exception):
 class RemoteCheckpoints:
     """The checkpoints of one run under one address, through fsspec.
 
-    Where the address cannot be used, every method raises as `RemoteFiles` says.
+    Where the address cannot be used, every method raises as `RemoteFolder` says.
 
     Args:
         address: of the run's folder: s3://, gs://, or a path.
@@ -59,12 +71,18 @@ class RemoteCheckpoints:
         stall_seconds: float = 60.0,
         heartbeat: Heartbeat = UNHEARD,
     ) -> None:
+        if address.startswith(("http://", "https://")):
+            raise user_error(
+                redacted(address), "cannot be written to", "Give s3://, gs:// or a path."
+            )
         self._heartbeat = heartbeat
-        self.files = RemoteFiles(
-            address,
+        self.files = RemoteFolder(
+            address.rstrip("/"),
             attempts=attempts,
+            attempts_at_wrong_bytes=_ATTEMPTS_AT_WRONG_BYTES,
             first_delay_seconds=first_delay_seconds,
             stall_seconds=stall_seconds,
+            wording=_WORDING,
             heartbeat=heartbeat,
         )
 
@@ -82,10 +100,10 @@ class RemoteCheckpoints:
         """
         raw, manifest = _local_manifest(checkpoint)
         folder = checkpoint.name
-        if self.files.read(f"{folder}/{MANIFEST}") == raw:
+        if self.files.read_if_there(f"{folder}/{MANIFEST}") == raw:
             return
         sent: dict[str, int] = {}
-        if self.files.read(f"{folder}/{UPLOADING}") == raw:
+        if self.files.read_if_there(f"{folder}/{UPLOADING}") == raw:
             sent = self.files.sizes(folder)
         else:  # of another checkpoint of this step: equal sizes would say nothing
             self._remove(folder)
@@ -132,10 +150,12 @@ class RemoteCheckpoints:
         for file, record in manifest.files.items():
             if is_whole(partial, file, record, self._heartbeat):  # of a fetch that was broken off
                 continue
-            came = self.files.fetch(f"{name}/{file}", partial / file, record.bytes)
-            if came != record.sha256:
-                where = self.files.at(f"{name}/{file}")
-                raise Damaged(f"{where}: sha256 {came}, expected {record.sha256}")
+            with writing(partial / file, record.bytes):
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.files.download(f"{name}/{file}", partial / file, record.bytes, record.sha256)
+            except WrongBytes as error:
+                raise Damaged(str(error)) from error
         with writing(partial, len(raw)):
             return _finished(partial, manifest, raw)
 
@@ -149,7 +169,7 @@ class RemoteCheckpoints:
 
     def _manifest(self, step: int) -> tuple[bytes, CheckpointManifest]:
         name = f"{step_name(step)}/{MANIFEST}"
-        raw = self.files.read(name) or b""
+        raw = self.files.read_if_there(name) or b""
         manifest = parse_manifest(raw)
         if manifest is None or manifest.step != step:
             raise Damaged(f"{self.files.at(name)}: damaged")
@@ -165,7 +185,7 @@ class RemoteCheckpoints:
         if (record := manifest.files.get(RECIPE)) is None:
             return None
         name = f"{step_name(manifest.step)}/{RECIPE}"
-        raw, where = self.files.read(name), self.files.at(name)
+        raw, where = self.files.read_if_there(name), self.files.at(name)
         if raw is None or hashlib.sha256(raw).hexdigest() != record.sha256:
             raise Damaged(f"{where}: {'not there' if raw is None else 'damaged'}")
         return parse_stored(raw.decode(errors="replace"), where)

@@ -1,4 +1,4 @@
-"""The bytes of a file at a remote address, as they come, and what went wrong in three kinds."""
+"""The bytes of a file at a remote address, as they come, and what went wrong, by kind."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ class RemoteFault(Exception):
 
     Args:
         what: went wrong, in one line without secrets.
-        kind: `missing` and `refused` stay so; `broken` may go away by itself.
+        kind: `missing` and `refused` stay so; `broken` may go away by itself; `wrong` bytes too,
+            where the line made them wrong.
     """
 
-    def __init__(self, what: str, kind: Literal["missing", "refused", "broken"] = "broken"):
+    def __init__(
+        self, what: str, kind: Literal["missing", "refused", "wrong", "broken"] = "broken"
+    ) -> None:
         super().__init__(what)
         self.kind = kind
 
@@ -73,7 +76,7 @@ class RemoteSource:
         self._address = address
         self._stall_seconds = stall_seconds
         self._protocol = address.partition("://")[0]
-        self._files, self._root = self._connect()
+        self.files, self.root = self._connect()  # fsspec's file system, and the path in it
 
     def chunks(self, name: str, limit: int, stop: threading.Event) -> Generator[bytes]:
         """Pieces of at most a MiB of one file, in one go from its beginning.
@@ -95,7 +98,7 @@ class RemoteSource:
             if stop.is_set():
                 raise Stopped
             path = self._path(name)
-            with closing(_Pieces(self._files, path, self._stall_seconds, stop)) as pieces:
+            with closing(_Pieces(self.files, path, self._stall_seconds, stop)) as pieces:
                 while left and (data := pieces.read(min(left, CHUNK_BYTES))):
                     left -= len(data)
                     yield data
@@ -115,6 +118,8 @@ class RemoteSource:
                 options |= _http_options()
             elif self._protocol in ("s3", "s3a"):
                 options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
+            elif self._protocol == "file":
+                options["auto_mkdir"] = True  # as in a bucket, a file needs no folder
             files, root = fsspec.core.url_to_fs(self._address, **options)
         except ImportError as error:
             package = _PACKAGES.get(self._protocol)
@@ -143,7 +148,7 @@ class RemoteSource:
 
     def _path(self, name: str) -> str:
         if self._protocol not in ("http", "https"):
-            return f"{self._root.rstrip('/')}/{name}"
+            return f"{self.root.rstrip('/')}/{name}"
         folder, mark, query = self._address.partition("?")
         return f"{folder.rstrip('/')}/{quote(name)}{mark}{query}"
 

@@ -10,7 +10,6 @@ import fsspec
 import pytest
 
 from gpt2_ds.checkpoint import remote as remote_checkpoints
-from gpt2_ds.checkpoint import remote_files
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
@@ -21,6 +20,7 @@ from gpt2_ds.checkpoint.manifest import (
 )
 from gpt2_ds.checkpoint.remote import UPLOADING, Damaged, RemoteCheckpoints
 from gpt2_ds.config.errors import RunError, UserError
+from gpt2_ds.files import remote_files
 from gpt2_ds.files.remote_source import RemoteFault
 from tests.checkpoint.saved_files import FILES, contents, flip, manifest_of, refusal, save
 
@@ -221,7 +221,7 @@ def test_a_copy_that_leads_out_of_its_folder_is_never_written(
     fetched: list[Path] = []
     # An object store may hold a file of any name.
     monkeypatch.setattr(remote.files, "sizes", lambda _: {name: 500})
-    monkeypatch.setattr(remote.files, "fetch", lambda _, path, __: fetched.append(path))
+    monkeypatch.setattr(remote.files, "download", lambda _, path, *__: fetched.append(path))
     assert name in refusal(lambda: remote.fetch(1, tmp_path / "b"), Damaged)
     assert fetched == []
 
@@ -242,20 +242,20 @@ def test_a_fetch_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     remote = remote_of(tmp_path / "away", attempts=1)
     remote.upload(save(tmp_path / "a", 1))
     fetched: list[str] = []
-    whole = remote.files.fetch
+    whole = remote.files.download
 
-    def fetch(name: str, path: Path, n_bytes: int) -> str:
+    def download(name: str, *rest: Any) -> None:
         if len(fetched) == 2:
             raise RunError("the line is cut")
         fetched.append(name)
-        return whole(name, path, n_bytes)
+        whole(name, *rest)
 
-    monkeypatch.setattr(remote.files, "fetch", fetch)
+    monkeypatch.setattr(remote.files, "download", download)
     refusal(lambda: remote.fetch(1, tmp_path / "b"), RunError)
     assert complete_checkpoints(tmp_path / "b") == []
     assert len(fetched) == 2
     flip(tmp_path / "b/checkpoints" / f"{step_name(1)}.tmp" / "b.pt")
-    monkeypatch.setattr(remote.files, "fetch", whole)
+    monkeypatch.setattr(remote.files, "download", whole)
     seen: list[str] = []
     chunks = remote.files._source.chunks
 
@@ -287,6 +287,39 @@ def test_a_reading_that_breaks_off_begins_again(
     monkeypatch.setattr(remote.files._source, "chunks", chunks)
     assert contents(remote.fetch(1, tmp_path / "b")) == contents(path)
     assert broken == []
+
+
+@pytest.mark.parametrize("n_spoilt, n_readings", [(1, 2), (9, 2)])
+def test_bytes_that_the_line_made_wrong_are_read_once_more(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    n_spoilt: int,
+    n_readings: int,
+) -> None:
+    """A good copy is not given up for the line; a damaged one is not read eight times."""
+    remote = remote_of(tmp_path / "away", attempts=8)
+    path = save(tmp_path / "a", 1)
+    remote.upload(path)
+    whole, readings = remote.files._source.chunks, []
+
+    def chunks(name: str, *rest: Any) -> Iterator[bytes]:
+        content = b"".join(whole(name, *rest))
+        if name.endswith("b.pt"):
+            readings.append(name)
+            content = content[::-1] if len(readings) <= n_spoilt else content
+        yield content
+
+    monkeypatch.setattr(remote.files._source, "chunks", chunks)
+    if n_spoilt < n_readings:
+        assert contents(remote.fetch(1, tmp_path / "b")) == contents(path)
+    else:
+        refusal(lambda: remote.fetch(1, tmp_path / "b"), Damaged)
+    assert len(readings) == n_readings
+    where = f"{tmp_path}/away/{step_name(1)}/b.pt"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {where}: sha256 ")
+    assert line.endswith(": attempt 2 of 2 in 0.0 s")
 
 
 def test_what_had_its_name_is_set_aside(tmp_path: Path) -> None:

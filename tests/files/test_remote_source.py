@@ -66,7 +66,7 @@ def test_a_file_system_without_streams_is_read_in_ranges(tmp_path: Path) -> None
 
 
 def test_listings_are_not_remembered() -> None:
-    assert not RemoteFolder("memory://owt")._source._files.dircache.use_listings_cache
+    assert not RemoteFolder("memory://owt")._source.files.dircache.use_listings_cache
 
 
 class _Denied(Exception):
