@@ -15,7 +15,6 @@ from gpt2_ds.checkpoint.manifest import (
     CheckpointManifest,
     FileRecord,
     is_inside,
-    is_whole,
     parse_manifest,
     step_name,
 )
@@ -26,6 +25,7 @@ from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import RemoteFolder, Wording, WrongBytes, warn
 from gpt2_ds.files.remote_source import Stopped, redacted
+from gpt2_ds.files.tree import ExpectedFile, fetch_files, in_parallel, missing_files
 
 UPLOADING = "uploading.json"  # the manifest of an upload that has begun
 _WORDING = Wording(
@@ -40,6 +40,9 @@ _WORDING = Wording(
 )
 # A copy may have many gigabytes; what is wrong twice is hardly the line.
 _ATTEMPTS_AT_WRONG_BYTES = 2
+# s3fs cuts a large file into 10 parts of 50 MB that it holds and sends at a time: beside training,
+# memory says how many such files.
+_SENDS_AT_ONCE = 2
 
 
 class Damaged(Exception):
@@ -108,11 +111,14 @@ class RemoteCheckpoints:
         else:  # of another checkpoint of this step: equal sizes would say nothing
             self._remove(folder)
             self.files.write(f"{folder}/{UPLOADING}", raw)
-        for name, record in manifest.files.items():
+        for name in manifest.files:
             if not is_inside(checkpoint, name) or not (checkpoint / name).is_file():
                 raise RunError(f"{checkpoint / name}: not there; the checkpoint is not copied.")
-            if sent.get(name) != record.bytes:
-                self.files.send(checkpoint / name, f"{folder}/{name}")
+        in_parallel(
+            lambda name: self.files.send(checkpoint / name, f"{folder}/{name}"),
+            [name for name, record in manifest.files.items() if sent.get(name) != record.bytes],
+            _SENDS_AT_ONCE,
+        )
         sizes = self.files.sizes(folder)
         for name, record in manifest.files.items():
             if sizes.get(name) != record.bytes:
@@ -147,15 +153,15 @@ class RemoteCheckpoints:
             where = self.files.at(f"{name}/{file}")
             if not is_inside(partial, file) or sizes.get(file) != record.bytes:
                 raise Damaged(f"{where}: {_how(sizes.get(file), record)}")
-        for file, record in manifest.files.items():
-            if is_whole(partial, file, record, self._heartbeat):  # of a fetch that was broken off
-                continue
-            with writing(partial / file, record.bytes):
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self.files.download(f"{name}/{file}", partial / file, record.bytes, record.sha256)
-            except WrongBytes as error:
-                raise Damaged(str(error)) from error
+        files = [
+            ExpectedFile(file, record.bytes, record.sha256)
+            for file, record in manifest.files.items()
+        ]
+        try:  # what is whole is there since a fetch that was broken off
+            missing = missing_files(partial, files, heartbeat=self._heartbeat)
+            fetch_files(self.files, missing, partial, under=f"{name}/")
+        except WrongBytes as error:
+            raise Damaged(str(error)) from error
         with writing(partial, len(raw)):
             return _finished(partial, manifest, raw)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,15 +46,17 @@ class Watched:
         self.sent: list[str] = []
         self.removed: list[str] = []
         self.fail_after, self.error = 10**9, OSError(5, "the line is cut")
+        self._lock = threading.Lock()
         remote.files._files = self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.files, name)
 
     def _count(self, path: str) -> None:
-        if len(self.sent) >= self.fail_after:
-            raise self.error
-        self.sent.append(path.partition("/step_")[2].partition("/")[2])
+        with self._lock:
+            if len(self.sent) >= self.fail_after:
+                raise self.error
+            self.sent.append(path.partition("/step_")[2].partition("/")[2])
 
     def put_file(self, local: str, path: str, callback: Any) -> None:
         self._count(path)
@@ -87,11 +91,16 @@ def test_a_copy_comes_back_whole(remote: RemoteCheckpoints, tmp_path: Path) -> N
     ]
 
 
+def assert_sent_once(sent: list[str]) -> None:
+    """The files go side by side, the manifest once they are all there."""
+    assert [sent[0], *sorted(sent[1:-1]), sent[-1]] == [UPLOADING, *FILES, MANIFEST]
+
+
 def test_the_manifest_is_last(tmp_path: Path) -> None:
     remote = remote_of(tmp_path / "away")
     watched = Watched(remote)
     remote.upload(save(tmp_path, 1))
-    assert watched.sent == [UPLOADING, *FILES, MANIFEST]
+    assert_sent_once(watched.sent)
     assert contents(tmp_path / "away") == {
         f"{step_name(1)}/{name}": content
         for name, content in contents(tmp_path / "checkpoints" / step_name(1)).items()
@@ -117,7 +126,7 @@ def test_an_upload_that_broke_off_goes_on(
     before, watched.fail_after = list(watched.sent), 10**9
     remote.upload(path)
     assert remote.complete() == [1]
-    assert watched.sent == [UPLOADING, *FILES, MANIFEST]  # over both: nothing twice
+    assert_sent_once(watched.sent)  # over both: nothing twice
     assert len(before) == fail_after
     assert contents(remote.fetch(1, tmp_path / "b")) == contents(path)
 
@@ -127,11 +136,12 @@ def test_a_half_sent_file_is_sent_again(tmp_path: Path) -> None:
     watched, path = Watched(remote), save(tmp_path, 1)
     watched.fail_after = 3
     refusal(lambda: remote.upload(path), RunError)
-    (tmp_path / "away" / step_name(1) / "b.pt").write_bytes(b"bet")
+    _, whole, half = watched.sent
+    (tmp_path / "away" / step_name(1) / half).write_bytes(b"bet")
     watched.fail_after = 10**9
     remote.upload(path)
-    assert watched.sent.count("b.pt") == 2
-    assert watched.sent.count("a.pt") == 1
+    assert watched.sent.count(half) == 2
+    assert watched.sent.count(whole) == 1
     assert contents(remote.fetch(1, tmp_path / "b")) == contents(path)
 
 
@@ -245,10 +255,12 @@ def test_a_fetch_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     whole = remote.files.download
 
     def download(name: str, *rest: Any) -> None:
-        if len(fetched) == 2:
+        if not name.endswith(("/a.pt", "/b.pt")):
+            while len(fetched) < 2:  # these two are under way at the same time
+                time.sleep(0.001)
             raise RunError("the line is cut")
-        fetched.append(name)
         whole(name, *rest)
+        fetched.append(name)
 
     monkeypatch.setattr(remote.files, "download", download)
     refusal(lambda: remote.fetch(1, tmp_path / "b"), RunError)
@@ -266,8 +278,8 @@ def test_a_fetch_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(remote.files._source, "chunks", watched)
     path = remote.fetch(1, tmp_path / "b")
     assert contents(path) == contents(tmp_path / "a/checkpoints" / step_name(1))
-    again = [MANIFEST, "b.pt", "deep/c.pt", "deep/d", "e"]
-    assert seen == [f"{step_name(1)}/{name}" for name in again]
+    again = ["b.pt", "deep/c.pt", "deep/d", "e", MANIFEST]
+    assert sorted(seen) == [f"{step_name(1)}/{name}" for name in again]
 
 
 def test_a_reading_that_breaks_off_begins_again(

@@ -13,6 +13,7 @@ from gpt2_ds.data.format.tokenizer import RANKS_FILE, TOKENIZER_FILE
 from gpt2_ds.data.reading.cache import ShardCache
 from gpt2_ds.files.durable_file import write_durably
 from gpt2_ds.files.remote_files import RemoteFolder
+from gpt2_ds.files.tree import in_parallel
 
 SMALL_FILES = (
     f"{TOKENIZER_DIRECTORY}/{RANKS_FILE}",
@@ -40,9 +41,7 @@ def open_streamed(remote: RemoteFolder, cache: ShardCache) -> Dataset:
         path.mkdir(parents=True, exist_ok=True)
         with (path / ".lock").open("w") as lock:  # the ranks of a machine come at the same time
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (path / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
-            for name in SMALL_FILES:
-                _write_changed(path / name, remote.read(name))
+            copy_small_files(remote, path)
             _write_changed(path / MANIFEST_FILE, manifest)
     except OSError as error:
         raise user_error(
@@ -55,6 +54,24 @@ def open_streamed(remote: RemoteFolder, cache: ShardCache) -> Dataset:
         return cache.path(remote, entry)
 
     return Dataset.open_small_files(path, locate, remote.address)
+
+
+def copy_small_files(remote: RemoteFolder, folder: Path) -> None:
+    """Copy the files of a dataset of which its manifest says no hash each: its tokenizer's.
+
+    Args:
+        remote: the dataset's.
+        folder: of the dataset on this machine.
+
+    Raises:
+        UserError: one is not there, or access is refused.
+        RunError: one could not be read.
+        OSError: the folder cannot be written.
+    """
+    (folder / TOKENIZER_DIRECTORY).mkdir(exist_ok=True)
+    in_parallel(
+        lambda name: _write_changed(folder / name, remote.read(name)), SMALL_FILES, len(SMALL_FILES)
+    )
 
 
 def _write_changed(path: Path, content: bytes) -> None:
