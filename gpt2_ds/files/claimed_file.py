@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.trouble import write_fault
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -85,12 +84,13 @@ def write_all(file: FileIO, path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def writing(path: Path, n_bytes: int) -> Iterator[None]:
+def writing(path: Path, n_bytes: int, other: str = "") -> Iterator[None]:
     """Say what the disk refused: a failure inside the block becomes a `RunError`.
 
     Args:
         path: what is written.
         n_bytes: that are needed.
+        other: the option or key that names another place; "": there is none.
 
     Raises:
         RunError: an OSError came; a full disk is said with what is needed and what is free.
@@ -100,9 +100,4 @@ def writing(path: Path, n_bytes: int) -> Iterator[None]:
     except BlockingIOError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise RunError(
-                f"{path}: the disk is full: {n_bytes} bytes are needed, {free} are free."
-            ) from error
-        raise RunError(f"{path}: cannot be written: {error.strerror}.") from error
+        raise RunError(str(write_fault(path, error, n_bytes=n_bytes, other=other))) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections import deque
@@ -15,7 +16,7 @@ from gpt2_ds.files.claimed_file import writing
 from gpt2_ds.files.durable_file import naming, sha256_of
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import RemoteFolder
-from gpt2_ds.files.trouble import file_trouble
+from gpt2_ds.files.trouble import advice, file_trouble, no_room
 
 WORKERS = 4
 TELL_SECONDS = 5.0
@@ -64,9 +65,8 @@ def missing_files(
     in_parallel(look, files, workers)
     needed, usage = sum(file.n_bytes for file in missing), shutil.disk_usage(folder)
     if needed > usage.free and usage.total > 0:  # in front of a bucket, some say 0 of 0
-        raise RunError(
-            f"{folder}: the disk is full: {needed} bytes are needed, {usage.free} are free."
-        )
+        full = no_room(f"{needed:,} bytes are needed", usage.free)
+        raise RunError(f"{folder}: {full}. {advice(errno.ENOSPC)}")
     return [file for file in files if file in missing]
 
 

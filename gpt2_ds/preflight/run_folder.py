@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2_ds.config.run_plan import RunPlan
+from gpt2_ds.files.trouble import advice, is_full
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
 from gpt2_ds.plan.printing import size
@@ -19,7 +20,6 @@ from gpt2_ds.plan.states import disk_bytes
 from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
 _SEEN_WITHIN_SECONDS = 3.0  # a network disk shows a new file a little later
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_folder(run_dir: Path) -> Check:
@@ -35,16 +35,16 @@ def run_folder(run_dir: Path) -> Check:
     token = run_dir / word
     made = gathered(_try(lambda: _make(token)) if rank() == 0 else None)[0]
     try:
-        if made is not None and made[0] in _FULL:
+        if made is not None and is_full(made[0]):
             return ok(name, f"{run_dir}: its disk is full")
         if made is not None:
-            fix = "Name a folder that you may write to with --run-dir."
-            return failed(name, f"{run_dir}: rank 0 cannot write there ({made[1]})", fix)
+            found_there = f"{run_dir}: rank 0 cannot write there ({made[1]})"
+            return failed(name, found_there, advice(made[0], "--run-dir"))
         mine = _why_unseen(token)
         if mine is None:
             own = token.with_name(f"{word}_{rank()}")
             refused = _try(lambda: _touch_and_delete(own))
-            if refused is not None and refused[0] not in _FULL:
+            if refused is not None and not is_full(refused[0]):
                 mine = f"cannot write there ({refused[1]})"
         where = f"rank {rank()} on {platform.node()}"
         found = [(who, wrong) for who, wrong in gathered((where, mine)) if wrong is not None]

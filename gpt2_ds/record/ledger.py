@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.trouble import write_fault
 from gpt2_ds.hosts.launcher import rank
 
 Event = Literal[
@@ -86,10 +87,7 @@ class Ledger:
         try:
             _append(self.path, json.dumps(line, allow_nan=False).encode() + b"\n")
         except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}). Make room on that disk, or "
-                "see who may write there; then give the same command again."
-            ) from None
+            raise RunError(str(write_fault(self.path, error))) from None
 
 
 def _in_json(value: Any) -> Any:

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 
 from gpt2_ds.config.errors import UserError, user_error
+from gpt2_ds.files.trouble import write_fault
 
 LOCK = "run.lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunLock:
@@ -45,7 +45,7 @@ class RunLock:
             self._take()
         except OSError as error:
             self._release()
-            raise self._explain(error) from None
+            raise UserError(write_fault(self._run_dir, error, other="--run-dir")) from None
         except UserError:
             self._release()
             raise
@@ -93,14 +93,4 @@ class RunLock:
             str(self._run_dir),
             f"is in use by {who}",
             "Wait until that job ends, stop it, or name another folder with --run-dir.",
-        )
-
-    def _explain(self, error: OSError) -> UserError:
-        if error.errno in _FULL:
-            fix = "Free some space, or name a folder on another disk with --run-dir."
-            return user_error(str(self._run_dir), "the disk is full", fix)
-        return user_error(
-            str(self._run_dir),
-            f"cannot be written ({error.strerror})",
-            "Name a folder that you may write to with --run-dir.",
         )

@@ -428,6 +428,6 @@ def test_a_full_disk_here_is_said_and_not_tried_again(
     assert complete_checkpoints(tmp_path / "b") == []
     (tmp_path / "c").write_text("a file where the run should be")
     assert refusal(lambda: remote.fetch(1, tmp_path / "c"), RunError).endswith(
-        "cannot be written: Not a directory."
+        "cannot be written (Not a directory). Mend it, then give the same command again."
     )
     assert capsys.readouterr().err == ""

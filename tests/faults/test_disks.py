@@ -159,7 +159,7 @@ def test_a_disk_with_little_room(free_kilobytes: int, disk: Disk, data: Path) ->
     print(f"\n{free_kilobytes} KiB free: {last}")
     assert str(disk.folder) in last, "it names what is full"
     if disk.mounted:
-        assert "room" in said or "Free some space" in said
+        assert "room" in said
 
 
 @pytest.mark.heavy
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_written_to(disk: Disk, data: Path) -> None:
     with job(disk.folder, data, *SETTINGS, ranks=1) as started:
         said = failed(started, 60)
     assert f"error: {disk.folder}: cannot be written (" in said
-    assert "Name a folder that you may write to with --run-dir." in said
+    assert "or name another with --run-dir." in said
 
 
 HANGS = """
@@ -232,4 +232,4 @@ def test_a_ledger_on_a_full_disk(data: Path, tmp_path: Path) -> None:
     with job(run, data, *SETTINGS) as started:
         said = failed(started, 60)
     assert f"error: {run}/ledger.jsonl: cannot be written (No space left on device)" in said
-    assert "Make room on that disk" in said
+    assert "Make room on this disk" in said

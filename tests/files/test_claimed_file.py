@@ -73,12 +73,16 @@ def test_a_full_disk_is_said_with_numbers(tmp_path: Path, number: int) -> None:
     with pytest.raises(RunError) as error:
         with writing(tmp_path / "x", 70):
             raise OSError(number, "full")
-    said = rf"{tmp_path}/x: the disk is full: 70 bytes are needed, \d+ are free\."
+    advice = {errno.ENOSPC: "on this disk", errno.EDQUOT: "within the quota"}[number]
+    said = (
+        rf"{tmp_path}/x: the disk is full: 70 bytes are needed, and [0-9,]+ are free\. "
+        rf"Make room {advice}, then give the same command again\."
+    )
     assert re.fullmatch(said, str(error.value))
 
 
 def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"/none/x\.tmp: cannot be written: No such file or direct"):
+    with pytest.raises(RunError, match=r"/none/x\.tmp: cannot be written \(No such file or direct"):
         with claimed(tmp_path / "none" / "x.tmp"):
             pass
     assert list(tmp_path.iterdir()) == []

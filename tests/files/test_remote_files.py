@@ -265,14 +265,15 @@ def test_a_full_disk_is_said_with_numbers(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(RunError) as error:
         download(folder_of(server), tmp_path)
-    said = rf"shard.bin.tmp: the disk is full: {len(CONTENT)} bytes are needed, \d+ are free\."
+    needed = f"{len(CONTENT):,} bytes are needed"
+    said = rf"shard.bin.tmp: the disk is full: {needed}, and [0-9,]+ are free\. Make room on"
     assert re.search(said, str(error.value))
     assert names(tmp_path) == []
     assert server.requests[PATH] == 0
 
 
 def test_a_folder_that_cannot_be_written_is_said(server: FaultServer, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"shard.bin.tmp: cannot be written: No such file"):
+    with pytest.raises(RunError, match=r"shard.bin.tmp: cannot be written \(No such file"):
         download(folder_of(server), tmp_path / "none")
 
 

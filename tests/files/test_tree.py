@@ -143,7 +143,8 @@ def test_a_disk_that_is_too_small_is_said_before(
     with pytest.raises(RunError) as error:
         missing_files(tmp_path, FILES)
     assert str(error.value).startswith(
-        f"{tmp_path}: the disk is full: {needed} bytes are needed, {needed - 1} are free."
+        f"{tmp_path}: the disk is full: {needed:,} bytes are needed, and {needed - 1:,} are free. "
+        "Make room on this disk, then give"
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))  # a bucket's
     assert missing_files(tmp_path, FILES) == FILES

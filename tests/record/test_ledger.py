@@ -79,8 +79,8 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunError) as failed:
         Ledger(tmp_path).write("start", step=0, tokens_seen=0, reason="a")
     assert str(failed.value) == (
-        f"{tmp_path}/ledger.jsonl: cannot be written (No space left on device). Make room on that "
-        "disk, or see who may write there; then give the same command again."
+        f"{tmp_path}/ledger.jsonl: cannot be written (No space left on device). Make room on this "
+        "disk, then give the same command again."
     )
 
 

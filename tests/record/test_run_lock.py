@@ -100,8 +100,8 @@ def test_a_holder_that_did_not_write_its_name(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "run.lock").symlink_to("/dev/full")
     assert only_fault(lambda: enter(tmp_path)) == (
-        f"{tmp_path}: the disk is full. Free some space, or name a folder on another disk with "
-        "--run-dir."
+        f"{tmp_path}: cannot be written (No space left on device). Make room on this disk, or name "
+        "another with --run-dir."
     )
 
 
@@ -125,7 +125,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("root may write everywhere, and may not mount")
     try:
-        assert "cannot be written (Read-only file system). Name" in only_fault(
+        assert "cannot be written (Read-only file system). Make" in only_fault(
             lambda: enter(tmp_path)
         )
     finally:

@@ -11,7 +11,7 @@ from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY
 from gpt2_ds.data.format.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.reading.streaming import copy_small_files
-from gpt2_ds.files.claimed_file import claimed
+from gpt2_ds.files.claimed_file import claimed, writing
 from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.tree import WORKERS, ExpectedFile, fetch_files, missing_files
@@ -39,7 +39,8 @@ def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
     raw = remote.read(MANIFEST_FILE)
     manifest = parse_manifest(raw, f"{remote.address}/{MANIFEST_FILE}")
     _require_place(out, raw, remote)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out, 0, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
     with claimed(out / LOCK_FILE) as lock:
         if lock is None:
             raise RunError(f"{out}: another process is fetching into it.")
@@ -51,13 +52,15 @@ def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
             print(f"{out}: the whole of {remote.address} is there", file=sys.stderr, flush=True)
             return
         if not (out / MANIFEST_FILE).exists():
-            write_durably(out / PARTIAL_FILE, [raw])
+            with writing(out / PARTIAL_FILE, len(raw)):
+                write_durably(out / PARTIAL_FILE, [raw])
         _copy_tokenizer(remote, out, manifest)
         report = _Report(sum(file.n_bytes for file in missing))
         fetch_files(remote, missing, out, workers=workers, tell=report.show)
-        if (out / PARTIAL_FILE).exists():
-            (out / PARTIAL_FILE).rename(out / MANIFEST_FILE)
-        sync(out)
+        with writing(out / MANIFEST_FILE, 0):
+            if (out / PARTIAL_FILE).exists():
+                (out / PARTIAL_FILE).rename(out / MANIFEST_FILE)
+            sync(out)
 
 
 def _files(manifest: Manifest) -> list[ExpectedFile]:
@@ -100,7 +103,8 @@ def _tokenizer_fits(out: Path, manifest: Manifest) -> bool:
 
 
 def _copy_tokenizer(remote: RemoteFolder, out: Path, manifest: Manifest) -> None:
-    copy_small_files(remote, out)
+    with writing(out / TOKENIZER_DIRECTORY, 0):
+        copy_small_files(remote, out)
     got = Tokenizer.open(out / TOKENIZER_DIRECTORY).sha256
     if got != manifest.tokenizer.sha256:
         raise user_error(

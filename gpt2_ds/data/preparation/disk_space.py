@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.trouble import FILE_TROUBLES, is_full, no_room
 
 TOKEN_BYTES = 2
 TEXT_BYTES_A_TOKEN = 4
@@ -56,14 +57,12 @@ def require_space(folder: Path, n_bytes: int, needed_bytes: int) -> None:
 def full_disk(folder: Path, needed_bytes: int) -> RunError:
     """What to say when the disk is full: what is needed, and what is free."""
     free = shutil.disk_usage(folder).free
-    return RunError(
-        f"{folder}: the disk is full: about {needed_bytes:,} bytes are still to be written, and "
-        f"{free:,} are free. Free some space."
-    )
+    full = no_room(f"about {needed_bytes:,} bytes are still to be written", free)
+    return RunError(f"{folder}: {full}. {FILE_TROUBLES[errno.ENOSPC]}.")
 
 
 def is_full_disk(error: OSError | sqlite3.Error) -> bool:
     """Whether an error means that the disk, or the user's share of it, is full."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return is_full(error.errno)
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

@@ -139,6 +139,21 @@ def test_another_dataset_is_refused(server: FaultServer, tmp_path: Path, name: s
     assert [path.name for path in out.iterdir()] == [name]
 
 
+def test_a_folder_that_cannot_be_written_is_said(server: FaultServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError) as error:
+        fetch(server.address, tmp_path / "file/out")
+    assert str(error.value) == (
+        f"{tmp_path}/file/out: cannot be written (Not a directory). "
+        "Name a folder that you may write to with --out."
+    )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / PARTIAL_FILE).write_bytes(server.files["/manifest.json"])
+    (tmp_path / "out/tokenizer").touch()
+    with pytest.raises(RunError, match=r"out/tokenizer: cannot be written \(File exists\)"):
+        fetch(server.address, tmp_path / "out")
+
+
 def test_other_files_are_refused(server: FaultServer, tmp_path: Path) -> None:
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "notes.txt").touch()
@@ -201,7 +216,7 @@ def test_a_disk_that_is_too_small_is_said_before(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
     with pytest.raises(
-        RunError, match=r"out: the disk is full: \d+ bytes are needed, 1 are free\."
+        RunError, match=r"out: the disk is full: [0-9,]+ bytes are needed, and 1 are free\."
     ):
         fetch(server.address, tmp_path / "out")
     assert set(server.requests) == {"/manifest.json"}

@@ -32,7 +32,7 @@ def test_the_next_shard_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     found = re.fullmatch(
         rf"{tmp_path}/.out.partial: the disk is full: about ([0-9,]+) bytes are still to be "
-        r"written, and 10,000 are free. Free some space. Complete shards kept: 40. The same "
+        r"written, and 10,000 are free. Make room on this disk. Complete shards kept: 40. The same "
         "command goes on.",
         str(refused.value),
     )
@@ -113,7 +113,9 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path, small_disk: Path) ->
     source = write_rows(tmp_path / "a.jsonl", texts(1000))
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
     needed = source.stat().st_size // 2  # a token has about 4 bytes of text, and 2 of its own
-    with pytest.raises(RunError, match=rf"full: about {needed:,} bytes .* and 0 are free. Free s"):
+    with pytest.raises(
+        RunError, match=rf"full: about {needed:,} bytes .* and 0 are free. Make room"
+    ):
         start(source, small_disk / "out")
 
 

@@ -116,7 +116,9 @@ def test_a_full_disk_is_said(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     cache = ShardCache(tmp_path, 6 * N_BYTES)
-    with pytest.raises(RunError, match=r"the disk is full: 131072 bytes are needed, \d+ are free"):
+    with pytest.raises(
+        RunError, match=r"the disk is full: 131,072 bytes are needed, and [0-9,]+ are free"
+    ):
         cache.path(remote, ENTRIES[0])
     assert not list(tmp_path.glob("*.tmp"))
 
