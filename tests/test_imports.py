@@ -194,4 +194,5 @@ def test_the_light_parts_load_no_torch() -> None:
     config = modules_of("config")
     assert not loaded_after(config) & {"torch", "deepspeed", "numpy", "tiktoken", "transformers"}
     light = [*modules_of(*WITHOUT_TORCH), "gpt2_ds.preflight.inputs"]
+    light += ["gpt2_ds.record.metrics_file", "gpt2_ds.checkpoint.retention"]
     assert not loaded_after(light) & {"torch", "deepspeed", "transformers"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from gpt2_ds.checkpoint.copies import remote_of
@@ -12,6 +11,7 @@ from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import Heartbeat
 from gpt2_ds.files.remote_files import warn
 from gpt2_ds.record.ledger import read_ledger
+from gpt2_ds.record.metrics_file import read_metrics
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def _refuse_lost(plan: RunPlan) -> None:
     if (plan.run_dir / "checkpoints/latest").exists():
         saved = saved or "checkpoints/latest names one"
     # The first is complete before the second begins.
-    if (last := _last_step(plan)) > 2 * interval:
+    last = max((step for step, _ in read_metrics(plan.run_dir)), default=0)
+    if last > 2 * interval:
         saved = saved or f"metrics.jsonl has step {last}, and one was saved every {interval} steps"
     if saved:
         raise RunError(
@@ -97,15 +98,3 @@ def _refuse_lost(plan: RunPlan) -> None:
             "Restore them from a copy; to begin at step 0, use another --run-dir, or move this one "
             "away."
         )
-
-
-def _last_step(plan: RunPlan) -> int:
-    """The last in the metrics; 0: there is none."""
-    path, last = plan.run_dir / "metrics.jsonl", 0
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                last = max(last, int(json.loads(line)["step"]))
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a killed process left unfinished
-    return last

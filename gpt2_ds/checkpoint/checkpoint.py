@@ -39,6 +39,7 @@ from gpt2_ds.files.trouble import file_trouble
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.agreement import all_agree, by_rank_0, gathered, until_all
 from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
+from gpt2_ds.record.metrics_file import metrics_path
 from gpt2_ds.record.run_directory import RUN_FILES, package_versions, write_text
 from gpt2_ds.record.terminal import say
 
@@ -246,7 +247,7 @@ class Checkpoints:
             skipped_updates=progress.skipped_updates,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        metrics = plan.run_dir / "metrics.jsonl"
+        metrics = metrics_path(plan.run_dir)
         if metrics.exists():  # a power cut must not leave the curve behind the checkpoint
             sync(metrics)
         write_text(writing.partial / MANIFEST, seal(manifest))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from pathlib import Path
 
 from gpt2_ds.config.recipe import CheckpointSection
+from gpt2_ds.record.metrics_file import read_metrics
 
 
 def to_delete(
@@ -36,20 +35,9 @@ def best_step(complete: list[int], validation_losses: dict[int, float]) -> int |
 
 def validation_losses(run_dir: Path) -> dict[int, float]:
     """Nats per token by step, out of metrics.jsonl; what is no finite number is left out."""
-    path = run_dir / "metrics.jsonl"
-    losses: dict[int, float] = {}
-    if not path.is_file():
-        return losses
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            step, loss = values["step"], values["validation_loss"]
-        except (ValueError, KeyError, TypeError):
-            continue  # of a training step, or unfinished
-        if isinstance(step, int):
-            finite = isinstance(loss, int | float) and math.isfinite(loss)
-            losses[step] = float(loss) if finite else math.nan  # of a step done twice, the second
-    return {step: loss for step, loss in losses.items() if not math.isnan(loss)}
+    lines = read_metrics(run_dir, "validation_loss")
+    losses = {step: values["validation_loss"] for step, values in lines}  # done twice: the second
+    return {step: loss for step, loss in losses.items() if loss is not None}
 
 
 def delete(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import deque
@@ -13,9 +12,12 @@ from pathlib import Path
 
 from gpt2_ds.config.errors import RunError, on_all_ranks
 from gpt2_ds.config.recipe import HealthSection
+from gpt2_ds.record.metrics_file import read_metrics
 
 WINDOW_STEPS = 100
 FEWEST_STEPS = 20
+_LOGGED_STEPS = 2 * WINDOW_STEPS
+_LOGGED_BYTES = 4 << 20  # lines of these steps, were each 20 KB long
 
 
 @dataclass(frozen=True)
@@ -94,19 +96,15 @@ class LossWatch:
 
 def logged_steps(run_dir: Path) -> list[LoggedStep]:
     """What metrics.jsonl says of the last steps; every one where logging.interval_steps is 1."""
-    path = run_dir / "metrics.jsonl"
-    found: deque[LoggedStep] = deque(maxlen=2 * WINDOW_STEPS)
-    last_step = last_skipped = 0
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    ):
-        try:
-            values = json.loads(line)
-            step, loss, skipped = values["step"], values["loss"], values["skipped_updates"]
-        except (ValueError, KeyError, TypeError):
-            continue  # of a validation, or unfinished
+    found: deque[LoggedStep] = deque(maxlen=_LOGGED_STEPS)
+    last_step, last_skipped = 0, 0.0
+    for step, values in read_metrics(run_dir, "skipped_updates", last_bytes=_LOGGED_BYTES):
+        loss, skipped = values.get("loss"), values["skipped_updates"]
+        if skipped is None:
+            continue
         if skipped - last_skipped == step - last_step:  # all of those in between were left out
-            found.extend(LoggedStep(s, math.nan, False) for s in range(last_step + 1, step + 1))
+            first = max(last_step, step - _LOGGED_STEPS) + 1
+            found.extend(LoggedStep(s, math.nan, False) for s in range(first, step + 1))
         elif loss is not None:
             found.append(LoggedStep(step, loss, True))
         last_step, last_skipped = step, skipped

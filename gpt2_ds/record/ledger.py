@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2_ds.config.errors import RunError
+from gpt2_ds.files.json_lines import append_json_line, read_json_lines
 from gpt2_ds.files.trouble import write_fault
 from gpt2_ds.hosts.launcher import rank
 
@@ -85,7 +85,7 @@ class Ledger:
             **{name: _in_json(value) for name, value in more.items()},
         }
         try:
-            _append(self.path, json.dumps(line, allow_nan=False).encode() + b"\n")
+            append_json_line(self.path, line, durable=True)
         except OSError as error:
             raise RunError(str(write_fault(self.path, error))) from None
 
@@ -95,34 +95,10 @@ def _in_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _append(path: Path, line: bytes) -> None:
-    """Add a line in one write, behind the end of a line that a killed process left unfinished."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        whole = b"\n" + line if torn else line
-        if os.write(descriptor, whole) < len(whole):
-            raise OSError(28, "No space left on device")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_ledger(path: Path) -> list[dict[str, Any]]:
     """All whole lines, in order; empty where there is no file.
 
     Args:
         path: ledger.jsonl. What a killed process left of a line is passed over.
     """
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found
+    return [event for _, event in read_json_lines(path)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import re
@@ -18,13 +17,12 @@ import torch
 import torch.distributed
 
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.files.durable_file import naming
 from gpt2_ds.hosts.launcher import rank, world_size
 from gpt2_ds.parallel.agreement import by_rank_0
 from gpt2_ds.parallel.engine import gradient_norm, loss_scale
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
-from gpt2_ds.record.run_directory import write_text
+from gpt2_ds.record.metrics_file import append_metrics, keep_metrics_until
 from gpt2_ds.record.terminal import say
 
 
@@ -45,7 +43,6 @@ class Metrics:
             recipe.model.n_embd,
             recipe.data.seq_length,
         )
-        self._path = plan.run_dir / "metrics.jsonl"
         self._steps, self._wait, self._aside = 0, 0.0, 0.0
         self._since = time.perf_counter()
         self._validated_step = 0
@@ -62,7 +59,7 @@ class Metrics:
 
         def take_off() -> int:
             end_curves_at(self._engine.monitor, step)
-            return keep_metrics_until(self._path, step)
+            return keep_metrics_until(self._plan.run_dir, step)
 
         self._validated_step = by_rank_0(take_off)
 
@@ -176,43 +173,11 @@ class Metrics:
             return
         present = {name: value for name, value in values.items() if value is not None}
         prefix = "" if kind == "train" else f"{kind}_"
-        line = {"step": step} | {
-            # JSON has no word for what is no finite number.
-            f"{prefix}{name}": value if math.isfinite(value) else None
-            for name, value in present.items()
-        }
-        with naming(self._path), self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        line = {f"{prefix}{name}": value for name, value in present.items()}
+        append_metrics(self._plan.run_dir, step, line)
         self._engine.monitor.write_events(
             [(f"{kind}/{name}", value, step) for name, value in present.items()]
         )
-
-
-def keep_metrics_until(path: Path, step: int) -> int:
-    """Take off the lines of steps that will be done again, so that the file holds one curve.
-
-    Args:
-        path: metrics.jsonl; may be missing.
-        step: the last step that counts.
-
-    Returns:
-        The last step whose validation loss is kept; 0 where there is none.
-    """
-    if not path.exists():
-        return 0
-    kept, validated_step = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            if values["step"] > step:
-                continue
-            kept.append(line)
-            if "validation_loss" in values:
-                validated_step = values["step"]
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a killed process left unfinished
-    write_text(path, "".join(f"{line}\n" for line in kept))
-    return int(validated_step)
 
 
 def _behind_all_others(writer: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 from gpt2_ds.checkpoint.checkpoint import Progress
 from gpt2_ds.checkpoint.manifest import complete_checkpoints
 from gpt2_ds.config.errors import RunError, user_error
+from gpt2_ds.record.metrics_file import metrics_path, read_metrics
 from gpt2_ds.record.terminal import say
 from gpt2_ds.train.loop import take_step
 from gpt2_ds.train.ready_run import Run
@@ -48,21 +49,14 @@ def replay(run: Run, start: Progress, step: int) -> float:
         f"{norm:.17g}  learning rate {taken.learning_rate:.17g}  samples {first}:{end}"
         f"{'' if applied else '  (update left out)'}"
     )
-    say(f"then, in {plan.run_dir / 'metrics.jsonl'}: {_then(run, step)}")
+    say(f"then, in {metrics_path(plan.run_dir)}: {logged_then(plan.run_dir, step)}")
     say(f"python launch/inspect_data.py where --recipe {plan.loaded.file} --step {step}")
     return taken.loss
 
 
-def _then(run: Run, step: int) -> str:
+def logged_then(run_dir: Path, step: int) -> str:
     """The line that the run wrote for a step."""
-    path = run.plan.run_dir / "metrics.jsonl"
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    ):
-        try:
-            values = json.loads(line)
-        except ValueError:  # a line that a killed process left unfinished
-            continue
-        if values.get("step") == step and "loss" in values:
+    for found, values in read_metrics(run_dir, "loss"):
+        if found == step:
             return f"loss {values['loss']}  gradient norm {values.get('gradient_norm')}"
     return "no line of this step"

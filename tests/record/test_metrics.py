@@ -16,7 +16,7 @@ import pytest
 
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.plan.flops import flops_per_token
-from gpt2_ds.record.metrics import Metrics, end_curves_at, keep_metrics_until
+from gpt2_ds.record.metrics import Metrics, end_curves_at
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_corpus, small_dataset, small_plan
 
@@ -26,32 +26,6 @@ LINES += [{"step": 3, "loss": 3.0}, {"step": 4, "loss": 2.0}]
 
 def kept(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    "step, n_lines, validated_step", [(0, 0, 0), (1, 1, 0), (2, 3, 2), (3, 4, 2), (9, 5, 2)]
-)
-def test_lines_of_later_steps_are_taken_off(
-    tmp_path: Path, step: int, n_lines: int, validated_step: int
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    assert keep_metrics_until(path, step) == validated_step
-    assert kept(path) == LINES[:n_lines]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-@pytest.mark.parametrize("end", ['{"step": 2, "lo', "{", "7", "[]", '{"loss": 1}', '{"step": "x"}'])
-def test_an_unfinished_last_line_is_taken_off(tmp_path: Path, end: str) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(LINES[0]) + "\n" + end)
-    keep_metrics_until(path, 5)
-    assert path.read_text() == json.dumps(LINES[0]) + "\n"
-
-
-def test_without_a_file_there_is_nothing_to_do(tmp_path: Path) -> None:
-    assert keep_metrics_until(tmp_path / "metrics.jsonl", 5) == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def write_points(folder: Path, steps: range, value: float, after: int | None) -> Any:
