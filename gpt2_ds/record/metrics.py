@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from gpt2_ds.parallel.engine import gradient_norm, loss_scale
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
 from gpt2_ds.record.metrics_file import append_metrics, keep_metrics_until
+from gpt2_ds.record.tensorboard import end_curves_at
 from gpt2_ds.record.terminal import say
 
 
@@ -178,49 +176,3 @@ class Metrics:
         self._engine.monitor.write_events(
             [(f"{kind}/{name}", value, step) for name, value in present.items()]
         )
-
-
-def _behind_all_others(writer: Any) -> Any:
-    """A writer whose file TensorBoard reads last: the given one, or another.
-
-    The order is that of the times in the files' names; after a clock was set back, the files of
-    the job before have the later ones, and would end the curve of this one.
-    """
-    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
-    from torch.utils.tensorboard import SummaryWriter
-
-    names = (path.name for path in Path(writer.log_dir).glob("events.out.tfevents.*"))
-    times = (int(found[0]) for name in names if (found := re.findall("[0-9]+", name)))
-    newest = max(times, default=0)
-    if newest <= time.time():
-        return writer
-    writer.close()
-    event_file_writer.time = SimpleNamespace(time=lambda: newest + 1)
-    try:
-        return SummaryWriter(log_dir=writer.log_dir)
-    finally:
-        event_file_writer.time = time
-
-
-def end_curves_at(monitor: Any, step: int) -> None:
-    """Have TensorBoard drop the points of steps that will be done again, whoever wrote them.
-
-    What torch's SummaryWriter writes when it is made with `purge_step`; DeepSpeed makes it without.
-
-    Args:
-        monitor: DeepSpeed's; nothing is done where it writes no TensorBoard events.
-        step: the last step that counts.
-    """
-    writer = getattr(getattr(monitor, "tb_monitor", None), "summary_writer", None)
-    if writer is None:
-        return
-    writer = monitor.tb_monitor.summary_writer = _behind_all_others(writer)
-    from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
-        Event,
-        SessionLog,
-    )
-
-    writer.file_writer.add_event(
-        Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-    )
-    writer.flush()
