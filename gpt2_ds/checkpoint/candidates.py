@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from gpt2_ds.checkpoint.copies import remote_of
 from gpt2_ds.checkpoint.manifest import CheckpointManifest, step_folders, step_name
-from gpt2_ds.config.errors import RunError
+from gpt2_ds.config.errors import RunError, warn
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import Heartbeat
-from gpt2_ds.files.remote_files import warn
 from gpt2_ds.record.ledger import read_ledger
 from gpt2_ds.record.metrics_file import read_metrics
 

@@ -29,7 +29,7 @@ from gpt2_ds.checkpoint.manifest import (
 from gpt2_ds.checkpoint.probe import PROBE_FILE
 from gpt2_ds.checkpoint.remote import Uploader
 from gpt2_ds.checkpoint.retention import delete, to_delete, validation_losses
-from gpt2_ds.config.errors import RunError, on_all_ranks
+from gpt2_ds.config.errors import RunError, on_all_ranks, warn
 from gpt2_ds.config.recipe_file import dump_recipe
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.config.same_run import fingerprint
@@ -41,7 +41,6 @@ from gpt2_ds.parallel.agreement import all_agree, by_rank_0, gathered, until_all
 from gpt2_ds.parallel.states.captured_state import Buffers, catch_state, copy_state, fits_in_memory
 from gpt2_ds.record.metrics_file import metrics_path
 from gpt2_ds.record.run_directory import RUN_FILES, package_versions, write_text
-from gpt2_ds.record.terminal import say
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class Checkpoints:
         try:
             found = complete_checkpoints(self._plan.run_dir)
         except RunError as error:  # the new one is complete: no reason to end the run
-            say(f"warning: {error}")
+            warn(str(error))
             return set()
         complete = {manifest.step: path for path, manifest in found}
         losses = validation_losses(self._plan.run_dir)
@@ -277,7 +276,7 @@ class Checkpoints:
                     delete(complete[step])
                     heartbeat.beat()
             except OSError as error:
-                say(f"warning: {file_trouble(error)}")
+                warn(file_trouble(error))
         return gone
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_ds.checkpoint.retention import delete
+from gpt2_ds.config.errors import warn
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import world_size
-from gpt2_ds.record.terminal import say
 
 
 def layout_of(plan: RunPlan, engine: Any) -> str:
@@ -41,7 +41,7 @@ def remove_partial(checkpoints: Path, needed: Path | None = None) -> None:
         except OSError as error:
             if partial == needed:
                 raise
-            say(f"warning: {partial}: cannot be deleted ({error.strerror}); it is left there")
+            warn(f"{partial}: cannot be deleted ({error.strerror}); it is left there")
 
 
 def quarantine(folder: Path) -> None:

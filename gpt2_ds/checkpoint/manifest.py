@@ -6,12 +6,11 @@ import errno
 import hashlib
 import re
 import stat
-import sys
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gpt2_ds.config.errors import RunError, user_error
+from gpt2_ds.config.errors import RunError, user_error, warn
 from gpt2_ds.config.recipe_file import LoadedRecipe, load_stored
 from gpt2_ds.config.same_run import fingerprint, refuse_other
 from gpt2_ds.files.durable_file import sha256_of
@@ -257,9 +256,7 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
         damaged = [MANIFEST] if manifest is None else damaged_files(path, manifest)
         if manifest is not None and not damaged:
             return path, manifest
-        print(
-            f"warning: {path / damaged[0]}: damaged; this checkpoint is left out", file=sys.stderr
-        )
+        warn(f"{path / damaged[0]}: damaged; this checkpoint is left out")
     if step is not None:
         raise user_error(f"--step {step}", "its checkpoint is damaged", "Choose another step.")
     raise user_error(f"--run {run_dir}", "every checkpoint is damaged", "Restore a copy.")

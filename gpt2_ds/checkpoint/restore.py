@@ -36,7 +36,7 @@ from gpt2_ds.parallel.agreement import all_agree, by_all, by_rank_0, gathered
 from gpt2_ds.parallel.states.elastic import load_elastic
 from gpt2_ds.parallel.states.parameter_states import ParameterStates
 from gpt2_ds.parallel.states.pickles import check_pickles, pickle_names
-from gpt2_ds.record.terminal import say
+from gpt2_ds.record.terminal import say, warn_on_rank_0
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def load_newest(
                         "checkpoint before."
                     )
                 )
-            say(f"warning: {bad}; going back one checkpoint")
+            warn_on_rank_0(f"{bad}; going back one checkpoint")
             passed_over.append(f"{bad}")
             continue
         _check_together(plan, path, manifest, data_fingerprint)

@@ -1,4 +1,4 @@
-"""The one way this project tells a user that what they gave is wrong."""
+"""The one way this project tells a user that what they gave is wrong, or may go wrong."""
 
 from __future__ import annotations
 
@@ -79,6 +79,16 @@ def faults_of(*checks: Callable[[], object]) -> list[Fault]:
         except UserError as error:
             faults.extend(error.faults)
     return faults
+
+
+def warn(text: str) -> None:
+    """Say on standard error, and so in this rank's log, what may go wrong and ends nothing.
+
+    Args:
+        text: the warning, without that word.
+    """
+    sys.stderr.write(f"warning: {text}\n")  # one write: other threads may warn, too
+    sys.stderr.flush()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -14,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpt2_ds.config.errors import RunError, UserError, user_error
+from gpt2_ds.config.errors import RunError, UserError, user_error, warn
 from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, write_all, writing
 from gpt2_ds.files.durable_file import sync
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
@@ -70,11 +69,6 @@ def is_remote(path: str) -> bool:
     [True, False, False]
     """
     return "://" in path
-
-
-def warn(text: str) -> None:
-    """A line on standard error."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class RemoteFolder:

@@ -16,7 +16,7 @@ from gpt2_ds.parallel.process_group import host_group
 from gpt2_ds.parallel.replicas import Replicas
 from gpt2_ds.parallel.update import Update
 from gpt2_ds.record.ledger import Event, Ledger
-from gpt2_ds.record.terminal import say
+from gpt2_ds.record.terminal import warn_on_rank_0
 
 _STRAGGLERS_INTERVAL_STEPS = 10
 
@@ -118,7 +118,7 @@ class Health:
         self._first = False
         if step % _STRAGGLERS_INTERVAL_STEPS == 0:
             for sentence in self._stragglers.names():
-                say(f"warning: {sentence}")
+                warn_on_rank_0(sentence)
                 self._note("slow_rank", step, sentence)
 
     def look_at(self, step: int, loss: float, update: Update, samples: tuple[int, int]) -> None:
@@ -138,10 +138,10 @@ class Health:
         if update.faulty:
             norm = update.gradient_norm
             reason = f"loss {loss}, gradient norm {norm}; {batch}; the update was left out"
-            say(f"warning: step {step}: {reason}")
+            warn_on_rank_0(f"step {step}: {reason}")
             self._note("skip_update", step, reason)
         for sentence in self._losses.observe(step, loss, not update.faulty):
-            say(f"warning: {sentence}; {batch}")
+            warn_on_rank_0(f"{sentence}; {batch}")
             self._note("loss_spike", step, f"{sentence}; {batch}")
 
     def _replicas_due(self, step: int) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gpt2_ds.config.errors import warn
 from gpt2_ds.health.rank_status import Diagnosis, RankProcess, Status, find_end
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.hosts.network_device import address_towards
@@ -143,12 +143,10 @@ class Peers:
         shut = [self._ranks[i] for i, answer in answers.items() if answer != "alive"]
         if shut:
             port = self._peers[shut[0].rank].port
-            print(
-                f"warning: {shut[0]} cannot be reached at its port {port}: a machine that dies "
-                "will be noticed only after health.timeout_seconds. Let the machines reach each "
-                "other at all ports.",
-                file=sys.stderr,
-                flush=True,
+            warn(
+                f"{shut[0]} cannot be reached at its port {port}: a machine that dies will be "
+                "noticed only after health.timeout_seconds. Let the machines reach each other at "
+                "all ports."
             )
         return not shut
 

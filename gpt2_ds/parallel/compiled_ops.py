@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import _get_build_directory
 
+from gpt2_ds.config.errors import warn
+
 BUILD_SECONDS_LIMIT = 900
 """No build takes longer: the slowest op took 290 s on two cores."""
 
@@ -40,10 +42,7 @@ def clear_stale_lock(op: str, *, nodes: int) -> None:
     if held_open(lock) or (nodes > 1 and age < BUILD_SECONDS_LIMIT):
         print(f"{lock}: another process builds {op} since {age:.0f} s; waiting.", file=sys.stderr)
         return
-    print(
-        f"warning: {lock}: a build of {op} died {age:.0f} s ago and left its lock. Removing it.",
-        file=sys.stderr,
-    )
+    warn(f"{lock}: a build of {op} died {age:.0f} s ago and left its lock. Removing it.")
     lock.unlink(missing_ok=True)
 
 

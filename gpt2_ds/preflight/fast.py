@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 
-from gpt2_ds.config.errors import UserError, faults_of, on_all_ranks
+from gpt2_ds.config.errors import UserError, faults_of, on_all_ranks, warn
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.hostfile import check_environment_file, environment_files
 from gpt2_ds.hosts.launcher import nodes, rank, world_size
@@ -52,7 +51,7 @@ def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) 
         # What DeepSpeed has sent to other machines, and should not have.
         sent = environment_files() if nodes() > 1 else []
         for fault in [*faults, *faults_of(*(partial(check_environment_file, one) for one in sent))]:
-            print(f"warning: {fault}", file=sys.stderr, flush=True)
+            warn(str(fault))
 
 
 def compare(facts: Sequence[RankFacts], plan: RunPlan) -> list[Check]:

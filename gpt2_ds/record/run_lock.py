@@ -6,13 +6,12 @@ import errno
 import fcntl
 import os
 import platform
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from gpt2_ds.config.errors import UserError, user_error
+from gpt2_ds.config.errors import UserError, user_error, warn
 from gpt2_ds.files.trouble import write_fault
 
 LOCK = "run.lock"
@@ -70,10 +69,9 @@ class RunLock:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            print(
-                f"warning: {self._path}: this disk knows no locks ({error.strerror}); see to it "
-                "that no second job uses this run directory.",
-                file=sys.stderr,
+            warn(
+                f"{self._path}: this disk knows no locks ({error.strerror}); see to it that no "
+                "second job uses this run directory."
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = f"{platform.node()} {os.getpid()} {now}\n".encode()

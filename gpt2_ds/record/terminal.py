@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 
+from gpt2_ds.config.errors import warn
 from gpt2_ds.files.trouble import FILE_TROUBLES, file_trouble
 from gpt2_ds.hosts.launcher import rank
 
@@ -15,9 +15,15 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def warn_on_rank_0(text: str) -> None:
+    """Warn of what every rank has found."""
+    if rank() == 0:
+        warn(text)
+
+
 def say_file_trouble(args: threading.ExceptHookArgs) -> None:
     """What a thread of a library could not write: TensorBoard's, when the disk is full."""
     if isinstance(args.exc_value, OSError) and args.exc_value.errno in FILE_TROUBLES:
-        print(f"warning: {file_trouble(args.exc_value)}", file=sys.stderr, flush=True)
+        warn(file_trouble(args.exc_value))
     else:
         threading.__excepthook__(args)

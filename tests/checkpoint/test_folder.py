@@ -28,7 +28,7 @@ def test_what_cannot_be_deleted_is_in_the_way_only_of_its_own_step(
     monkeypatch.setattr(checkpoint_folder, "delete", delete)
     remove_partial(tmp_path, needed=other)
     assert list(tmp_path.iterdir()) == [busy]
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().err == (
         f"warning: {busy}: cannot be deleted (Directory not empty); it is left there\n"
     )
     with pytest.raises(OSError, match="Directory not empty"):

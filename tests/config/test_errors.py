@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from gpt2_ds.config import errors
@@ -13,6 +15,7 @@ from gpt2_ds.config.errors import (
     nearest,
     on_all_ranks,
     user_error,
+    warn,
 )
 
 
@@ -103,3 +106,24 @@ def test_what_all_ranks_agreed_on_is_said_once(
 def test_a_bug_keeps_its_traceback(naps: list[float]) -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code_of(lambda: 1 // 0)
+
+
+def test_a_warning_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    warn("a: is slow. Look at it.")
+    assert capsys.readouterr() == ("", "warning: a: is slow. Look at it.\n")
+
+
+def test_warnings_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint's writer and its upload warn while the run does."""
+
+    def warn_often(name: str) -> None:
+        for _ in range(500):
+            warn(name)
+
+    threads = [threading.Thread(target=warn_often, args=[name * 50]) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = {f"warning: {name * 50}" for name in "abc"}
+    assert set(capsys.readouterr().err.splitlines()) == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import shutil
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def loaded(plan: RunPlan, engine: Any, fingerprint: str, strict: bool = False) -
     from gpt2_ds.checkpoint.restore import load_newest
 
     said = io.StringIO()
-    with redirect_stdout(said):
+    with redirect_stdout(said), redirect_stderr(said):
         try:
             restored = load_newest(
                 plan,
@@ -187,7 +187,7 @@ def a_link_in_place_of_a_checkpoint(data: Path, folder: Path) -> list[tuple[int,
     shutil.rmtree(linked)
     linked.symlink_to(folder / "other/checkpoints" / NEWEST)
     said = io.StringIO()
-    with redirect_stdout(said):
+    with redirect_stdout(said), redirect_stderr(said):
         train(small_plan(data, folder / "own", max_steps=7), corpus)
     found.append((7, said.getvalue()))
     return found

@@ -6,7 +6,7 @@ import io
 import json
 import platform
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def train_at(
     seconds = base_seconds + (extra_seconds if rank() == 1 else 0.0)
     loop.window_loss = Slow(place, seconds / plan.derived.gradient_accumulation_steps)
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(said), redirect_stderr(said):
             train(plan, small_corpus(data))
     finally:
         loop.window_loss = plain

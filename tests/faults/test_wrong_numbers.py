@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def train_disturbed(
     loop.window_loss = Disturbed(plan.derived.gradient_accumulation_steps, losses, rank=1)
     said = io.StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(said), redirect_stderr(said):
             if replayed_step is None:
                 train(plan, small_corpus(data))
             else:

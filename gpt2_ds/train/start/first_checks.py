@@ -19,7 +19,7 @@ from gpt2_ds.parallel.agreement import gathered, until_all
 from gpt2_ds.parallel.compiled_ops import can_build, clear_stale_lock
 from gpt2_ds.parallel.process_group import device_title, local_device, supports
 from gpt2_ds.preflight.fast import fast_checks
-from gpt2_ds.record.terminal import say
+from gpt2_ds.record.terminal import say, warn_on_rank_0
 
 
 def check_together(
@@ -42,7 +42,7 @@ def check_together(
     """
     check_device(plan)
     for warning in plan.warnings:
-        say(str(warning))
+        warn_on_rank_0(str(warning.fault))
     verify_together(corpus, watchdog, stop)
     watchdog.mark(0, "checking machines")
     fast_checks(plan, corpus.fingerprint, writes=writes)
