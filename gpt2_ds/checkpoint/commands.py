@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 from gpt2_ds.checkpoint.manifest import (
@@ -22,6 +21,7 @@ from gpt2_ds.checkpoint.retention import best_step, delete, to_delete, validatio
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, user_error
 from gpt2_ds.config.recipe import CheckpointSection
 from gpt2_ds.config.recipe_file import load_stored
+from gpt2_ds.files.progress_bar import ProgressBar
 from gpt2_ds.record.run_lock import RunLock
 
 
@@ -49,7 +49,7 @@ def list_checkpoints(run: Path) -> int:
         marks = ["newest"] * (manifest.step == complete[0]) + ["best"] * (manifest.step == best)
         line = (
             f"{manifest.step:>9} {manifest.tokens_seen:>17,} {manifest.world_size:>6} "
-            f"{manifest.zero_stage:>6} {manifest.dtype:>6} {_gigabytes(manifest):>9.3f}  "
+            f"{manifest.zero_stage:>6} {manifest.dtype:>6} {_n_bytes(manifest) / 1e9:>9.3f}  "
             f"{manifest.created:25}  {loss:7} {', '.join(marks)}"
         )
         print(line.rstrip())
@@ -78,8 +78,8 @@ def verify(run: Path, step: int | None) -> int:
             print(f"{path / name}: damaged")
         if manifest is not None and not damaged:
             print(
-                f"{path}: {len(manifest.files)} files, {_gigabytes(manifest):.3f} GB, as they were "
-                "saved"
+                f"{path}: {len(manifest.files)} files, {_n_bytes(manifest) / 1e9:.3f} GB, as they "
+                "were saved"
             )
         is_fine = is_fine and not damaged
     return EXIT_DONE if is_fine else EXIT_RUN_FAILED
@@ -194,19 +194,15 @@ def leftovers(run: Path) -> list[Path]:
 
 
 def _damaged(path: Path, manifest: CheckpointManifest) -> list[str]:
-    """As `damaged_files`, saying on a terminal how far it is."""
-    damaged, done_bytes = [], 0
-    for name, record in sorted(manifest.files.items()):
-        if not is_whole(path, name, record):
-            damaged.append(name)
-        done_bytes += record.bytes
-        if sys.stderr.isatty():
-            text = f"{path.name}: {done_bytes / 1e9:.3f} of {_gigabytes(manifest):.3f} GB"
-            print(text, end="\r", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print(end="\x1b[K", file=sys.stderr, flush=True)  # clears the line
+    """As `damaged_files`, saying how far it is."""
+    damaged = []
+    with ProgressBar(_n_bytes(manifest), title=f"{path.name}: ") as bar:
+        for name, record in sorted(manifest.files.items()):
+            if not is_whole(path, name, record):
+                damaged.append(name)
+            bar.advance(record.bytes)
     return damaged
 
 
-def _gigabytes(manifest: CheckpointManifest) -> float:
-    return sum(record.bytes for record in manifest.files.values()) / 1e9
+def _n_bytes(manifest: CheckpointManifest) -> int:
+    return sum(record.bytes for record in manifest.files.values())

@@ -19,7 +19,7 @@ from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.trouble import advice, file_trouble, no_room
 
 WORKERS = 4
-TELL_SECONDS = 5.0
+TELL_SECONDS = 0.5
 
 Item = TypeVar("Item")
 
@@ -87,7 +87,7 @@ def fetch_files(
         folder: they come into it, and into folders in it that are made.
         under: what comes before their names at the remote: "", or a folder with a slash.
         workers: downloads at a time.
-        tell: hears every few seconds, and at the end, how many bytes are in files that are done.
+        tell: hears twice a second, and at the end, how many bytes are in files that are done.
 
     Raises:
         Exception: the first fault of a download, as `RemoteFolder.download` raises it; it has
@@ -123,7 +123,7 @@ def in_parallel(
         items: begun in this order.
         workers: items at a time.
         stop: is set when no more is to be begun: at a fault, and when all is done.
-        tell: called every few seconds, and when all is done.
+        tell: called twice a second, and when all is done.
 
     Raises:
         Exception: the first that `work` raised.

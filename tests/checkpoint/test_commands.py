@@ -115,9 +115,10 @@ def test_verifying_says_how_far_it_is(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert verify(tmp_path, None) == 0
-    assert capsys.readouterr().err == (
-        "step_00000001: 0.001 of 0.004 GB\rstep_00000001: 0.004 of 0.004 GB\r\x1b[K"
-    )
+    *_, shown, cleared, end = capsys.readouterr().err.split("\r")
+    speed = r"in [\d.,]+ s \([\d.,]+ MB/s\), \d+ s left"
+    assert re.fullmatch(rf" 25%\|.*\| step_00000001: 1\.0 of 4\.0 MB {speed}", shown)
+    assert cleared.strip() == end == ""
 
 
 def test_pruning_by_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path, PurePosixPath
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
@@ -13,6 +12,7 @@ from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.reading.streaming import copy_small_files
 from gpt2_ds.files.claimed_file import claimed, writing
 from gpt2_ds.files.durable_file import sync, write_durably
+from gpt2_ds.files.progress_bar import ProgressBar
 from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.tree import WORKERS, ExpectedFile, fetch_files, missing_files
 
@@ -55,8 +55,9 @@ def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
             with writing(out / PARTIAL_FILE, len(raw)):
                 write_durably(out / PARTIAL_FILE, [raw])
         _copy_tokenizer(remote, out, manifest)
-        report = _Report(sum(file.n_bytes for file in missing))
-        fetch_files(remote, missing, out, workers=workers, tell=report.show)
+        with ProgressBar(sum(file.n_bytes for file in missing)) as bar:
+            fetch_files(remote, missing, out, workers=workers, tell=bar.advance_to)
+            bar.finish()
         with writing(out / MANIFEST_FILE, 0):
             if (out / PARTIAL_FILE).exists():
                 (out / PARTIAL_FILE).rename(out / MANIFEST_FILE)
@@ -111,21 +112,4 @@ def _copy_tokenizer(remote: RemoteFolder, out: Path, manifest: Manifest) -> None
             f"{remote.address}: {TOKENIZER_DIRECTORY}",
             f"sha256 {got}, and {MANIFEST_FILE} says {manifest.tokenizer.sha256}",
             "The dataset at this address is damaged: copy it there again.",
-        )
-
-
-class _Report:
-    """How far the copy is, on standard error: a line every few seconds, and one at the end."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total_bytes = total_bytes
-        self._began = time.monotonic()
-
-    def show(self, done_bytes: int) -> None:
-        seconds = max(1e-9, time.monotonic() - self._began)
-        print(
-            f"{done_bytes / 1e6:,.1f} of {self._total_bytes / 1e6:,.1f} MB in "
-            f"{seconds:,.1f} s ({done_bytes / 1e6 / seconds:,.1f} MB/s)",
-            file=sys.stderr,
-            flush=True,
         )

@@ -29,7 +29,7 @@ from gpt2_ds.data.format.manifest import (
 from gpt2_ds.data.format.shards import map_tokens
 from gpt2_ds.data.format.tokenizer import RANKS_FILE, TOKENIZER_FILE, Tokenizer
 from gpt2_ds.data.format.verify import PIECE_TOKENS, verify_shard
-from gpt2_ds.data.preparation.progress import Progress
+from gpt2_ds.data.preparation.progress import DocumentBar
 
 SAMPLE_CHARACTERS = 200
 SAMPLE_SEED = 0
@@ -81,7 +81,7 @@ def verify(directory: Path | str) -> Report:
             return error.faults
         return ()
 
-    progress = Progress(sum(entry.bytes for entry in manifest.shards))
+    progress = DocumentBar(sum(entry.bytes for entry in manifest.shards))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashes let go of the interpreter
         for entry, found in zip(manifest.shards, pool.map(check, manifest.shards), strict=True):
             faults += found

@@ -29,7 +29,7 @@ from gpt2_ds.data.format.manifest import (
 from gpt2_ds.data.format.shards import NO_TOKENIZER, ShardHeader, map_tokens, read_index
 from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.format.verify import PIECE_TOKENS, beyond_fault, first_beyond
-from gpt2_ds.data.preparation.progress import Progress
+from gpt2_ds.data.preparation.progress import DocumentBar
 from gpt2_ds.files.checksum import Checksum
 from gpt2_ds.files.durable_file import sha256_of, sync
 
@@ -88,7 +88,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     found = [_read(directory, path) for path in _files(directory)]
     _check_alike(directory, found)
     _check_tokenizer(directory, found, tokenizer)
-    progress = Progress(sum(shard.header.file_bytes for shard in found))
+    progress = DocumentBar(sum(shard.header.file_bytes for shard in found))
     lock = threading.Lock()
 
     def scan(shard: _Found) -> ShardEntry:
@@ -193,7 +193,7 @@ def _check_tokenizer(directory: Path, found: list[_Found], tokenizer: Tokenizer)
 
 
 def _scan(
-    shard: _Found, tokenizer: Tokenizer, progress: Progress, lock: threading.Lock
+    shard: _Found, tokenizer: Tokenizer, progress: DocumentBar, lock: threading.Lock
 ) -> ShardEntry:
     path, header = shard.path, shard.header
     checksum = Checksum()

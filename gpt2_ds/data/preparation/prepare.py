@@ -38,7 +38,7 @@ from gpt2_ds.data.preparation.partial_folder import (
     locked_folder,
     partial_path,
 )
-from gpt2_ds.data.preparation.progress import Progress
+from gpt2_ds.data.preparation.progress import DocumentBar
 from gpt2_ds.data.preparation.reading import BEGINNING, Position
 from gpt2_ds.data.preparation.ready_request import COMMITS, ReadyRequest
 from gpt2_ds.data.preparation.request import Request
@@ -143,7 +143,7 @@ def _prepare(ready: ReadyRequest, folder: PartialFolder) -> Manifest:
     return manifest
 
 
-def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> Progress:
+def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> DocumentBar:
     """All documents that come after the last complete unit."""
     request = ready.request
     blocks = read_blocks(
@@ -154,7 +154,7 @@ def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> P
         on_bad=request.on_bad,
         start=Position(*folder.records[-1].position) if folder.records else BEGINNING,
     )
-    progress = Progress(ready.total_bytes, writer.counts.input_bytes)
+    progress = DocumentBar(ready.total_bytes, writer.counts.input_bytes)
     # Closed at once, so that after an error no worker goes on.
     with closing(encode_blocks(blocks, ready.tokenizer, request.workers)) as results:
         for block, encoded in results:

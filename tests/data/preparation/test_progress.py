@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 import sys
 import time
 
 import pytest
 
-from gpt2_ds.data.preparation.progress import Progress
+from gpt2_ds.data.preparation.progress import DocumentBar
 
 
 class Clock:
@@ -24,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(10**6)
+    progress = DocumentBar(10**6)
     clock.now = 29.0
     progress.add(3, 290_000, 7)
     assert capsys.readouterr().err == ""
@@ -43,22 +44,27 @@ def test_a_line_that_is_rewritten(
     clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress(10**6)
+    progress = DocumentBar(10**6)
+    assert capsys.readouterr().err.startswith("\r  0%|")
     clock.now = 1.0
     progress.add(3, 4_000_000, 7, n_input_bytes=500_000)  # of packed text
     shown = "3 documents, 4.0 MB in 1.0 s (4.0 MB/s), 7 tokens"
-    assert capsys.readouterr().err == f"\r\x1b[K{shown}, 1 s left"
+    bar, _, words = capsys.readouterr().err.partition("| ")
+    assert re.fullmatch("\r 50%[|]█+[▏▎▍▌▋▊▉]? +", bar)
+    assert words == f"{shown}, 1 s left"
     clock.now = 1.4
     progress.add(1, 1, 1)
     assert capsys.readouterr().err == ""
     progress.finish()
-    assert capsys.readouterr().err.startswith("\r\x1b[K4 documents")
+    cleared, _, last = capsys.readouterr().err.rpartition("\r")
+    assert cleared.strip() == ""  # spaces over the bar
+    assert last == "4 documents, 4.0 MB in 1.4 s (2.9 MB/s), 8 tokens\n"
 
 
 def test_what_was_done_before_takes_no_time(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = Progress(1000, done_bytes=800)
+    progress = DocumentBar(1000, done_bytes=800)
     clock.now = 40.0
     progress.add(1, 100, 1)
     assert capsys.readouterr().err.endswith(", 40 s left\n")
@@ -68,7 +74,7 @@ def test_what_was_done_before_takes_no_time(
 def test_no_end_in_sight(
     clock: Clock, capsys: pytest.CaptureFixture[str], total: int | None, input_bytes: int
 ) -> None:
-    progress = Progress(total)
+    progress = DocumentBar(total)
     clock.now = 40.0
     progress.add(1, 100, 1, input_bytes)
     assert capsys.readouterr().err.endswith(" 1 tokens\n")
