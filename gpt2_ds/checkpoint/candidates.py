@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gpt2_ds.checkpoint.copies import remote_of
 from gpt2_ds.checkpoint.manifest import CheckpointManifest, step_folders, step_name
 from gpt2_ds.config.errors import RunError, warn
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import Heartbeat
 from gpt2_ds.record.ledger import read_ledger
@@ -90,7 +91,8 @@ def _refuse_lost(plan: RunPlan) -> None:
     # The first is complete before the second begins.
     last = max((step for step, _ in read_metrics(plan.run_dir)), default=0)
     if last > 2 * interval:
-        saved = saved or f"metrics.jsonl has step {last}, and one was saved every {interval} steps"
+        steps = counted(interval, "step")
+        saved = saved or f"metrics.jsonl has step {last}, and one was saved every {steps}"
     if saved:
         raise RunError(
             f"{plan.run_dir / 'checkpoints'}: holds no checkpoint, but there were some: {saved}. "

@@ -19,6 +19,7 @@ from gpt2_ds.checkpoint.manifest import (
 )
 from gpt2_ds.checkpoint.retention import best_step, delete, to_delete, validation_losses
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, RunError, user_error
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.recipe import CheckpointSection
 from gpt2_ds.config.recipe_file import load_stored
 from gpt2_ds.files.progress_bar import ProgressBar
@@ -77,10 +78,8 @@ def verify(run: Path, step: int | None) -> int:
         for name in damaged:
             print(f"{path / name}: damaged")
         if manifest is not None and not damaged:
-            print(
-                f"{path}: {len(manifest.files)} files, {_n_bytes(manifest) / 1e9:.3f} GB, as they "
-                "were saved"
-            )
+            files, gigabytes = counted(len(manifest.files), "file"), _n_bytes(manifest) / 1e9
+            print(f"{path}: {files}, {gigabytes:.3f} GB, as they were saved")
         is_fine = is_fine and not damaged
     return EXIT_DONE if is_fine else EXIT_RUN_FAILED
 

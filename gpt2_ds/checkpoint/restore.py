@@ -28,6 +28,7 @@ from gpt2_ds.checkpoint.manifest import (
 from gpt2_ds.checkpoint.probe import PROBE_FILE, Tokens, check_probe
 from gpt2_ds.checkpoint.remote import Damaged
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks, user_error
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.optimizers import optimizer_named
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
@@ -122,11 +123,12 @@ def load_newest(
         return Restored(progress, manifest, passed_over)
     if candidates:
         n_copies = sum(candidate.is_copy for candidate in candidates)
-        copies = f", and {n_copies} copies at {plan.recipe.checkpoint.copy_to}" if n_copies else ""
+        here, there = len(candidates) - n_copies, plan.recipe.checkpoint.copy_to
+        copies = f", and {counted(n_copies, 'copy', 'copies')} at {there}" if n_copies else ""
         raise on_all_ranks(
             RunError(
-                f"{plan.run_dir / 'checkpoints'}: all {len(candidates) - n_copies} checkpoints here"
-                f"{copies} are damaged. Restore a copy; to begin at step 0, use another --run-dir."
+                f"{plan.run_dir / 'checkpoints'}: all {counted(here, 'checkpoint')} here{copies} "
+                "are damaged. Restore a copy; to begin at step 0, use another --run-dir."
             )
         )
     if not looking:
@@ -254,8 +256,9 @@ def _load(
             raise RunError(f"{path}: DeepSpeed could not load it. Restore a copy of it.")
         return
     say(
-        f"{path}: written by {manifest.world_size} ranks at ZeRO stage {manifest.zero_stage}; "
-        f"loading it into {world_size()} at stage {plan.template.zero_optimization.stage}"
+        f"{path}: written by {counted(manifest.world_size, 'rank')} at ZeRO stage "
+        f"{manifest.zero_stage}; loading it into {world_size()} at stage "
+        f"{plan.template.zero_optimization.stage}"
     )
     load_elastic(engine, ParameterStates(path), loading)
 
@@ -269,7 +272,7 @@ def _cannot_cut_anew(
     before, now = there.get("zero_optimization", {}), here["zero_optimization"]
     names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     other = f" and another {', '.join(names)}" if names and stage == now["stage"] else ""
-    ranks = [f"{n} rank{'s' * (n > 1)}" for n in (manifest.world_size, world_size())]
+    ranks = [counted(n, "rank") for n in (manifest.world_size, world_size())]
     return on_all_ranks(
         user_error(
             str(path),

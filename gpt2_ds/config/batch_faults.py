@@ -6,7 +6,7 @@ from math import gcd
 
 from gpt2_ds.config.batches import ramp_is_sound
 from gpt2_ds.config.errors import Fault
-from gpt2_ds.config.numbers import divisors, few, near_multiples
+from gpt2_ds.config.numbers import counted, divisors, few, near_multiples
 from gpt2_ds.config.recipe_file import LoadedRecipe
 
 
@@ -15,12 +15,13 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     tokens, size = loaded.recipe.batch.global_batch_tokens, loaded.recipe.batch.micro_batch_size
     seq_length = loaded.recipe.data.seq_length
     nearest = near_multiples(tokens, seq_length * size * world_size)
+    ranks = counted(world_size, "rank")
     if tokens % seq_length:
         return [
             Fault(
                 loaded.where("batch.global_batch_tokens"),
                 f"{tokens} is no multiple of data.seq_length {seq_length}",
-                f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
+                f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}.",
             )
         ]
     global_batch_size = tokens // seq_length
@@ -30,10 +31,10 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
             Fault(
                 loaded.where("batch.global_batch_tokens"),
                 f"{tokens} tokens are {global_batch_size} sequences of {seq_length}, which "
-                f"{world_size} ranks cannot share evenly",
+                f"{ranks} cannot share evenly",
                 f"World sizes that work: {few(fitting)}."
                 if fitting
-                else f"Nearest for {world_size} ranks of {size} sequences: {nearest}.",
+                else f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}.",
             )
         ]
     per_rank = global_batch_size // world_size
@@ -41,7 +42,7 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
         return [
             Fault(
                 loaded.where("batch.micro_batch_size"),
-                f"{size} does not divide the {per_rank} sequences of each of {world_size} ranks "
+                f"{size} does not divide the {counted(per_rank, 'sequence')} of each of {ranks} "
                 f"({tokens} tokens / {seq_length} / {world_size})",
                 f"Values that work: {few(divisors(per_rank))}.",
             )

@@ -30,6 +30,23 @@ def near_multiples(value: int, of: int, least: int = 1) -> str:
     return f"{below} or {above}" if below >= least else str(above)
 
 
+def counted(count: int, noun: str, plural: str = "", form: str = "") -> str:
+    """A count and what is counted, for a message.
+
+    Args:
+        count: how many.
+        noun: the word for one of them.
+        plural: for several, where it is not the noun with an s.
+        form: how the number is written; ",": with commas.
+
+    >>> counted(1, "rank"), counted(2000, "rank"), counted(2000, "byte", form=",")
+    ('1 rank', '2000 ranks', '2,000 bytes')
+    >>> counted(1, "copy", "copies"), counted(0, "copy", "copies")
+    ('1 copy', '0 copies')
+    """
+    return f"{count:{form}} {noun if count == 1 else plural or noun + 's'}"
+
+
 def few(values: list[int], limit: int = 24) -> str:
     """All of them for a message, or the first ones and the last."""
     text = ", ".join(map(str, values[:limit]))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.hosts.hostfile import ancestors
 from gpt2_ds.hosts.process import program_of
 
@@ -82,7 +83,7 @@ def _check_tasks(tasks_here: list[int]) -> None:
         raise user_error(
             "srun",
             f"shows this rank {len(devices)} of the devices of its node (CUDA_VISIBLE_DEVICES="
-            f"{','.join(devices)}), and started {len(tasks_here)} ranks there",
+            f"{','.join(devices)}), and started {counted(len(tasks_here), 'rank')} there",
             f"Show each rank all of them: --gpus-per-node={len(tasks_here)} in place of "
             "--gpus-per-task or --gpu-bind.",
         )
@@ -198,6 +199,6 @@ def check_world_size(expected: int | None) -> None:
     if expected is not None and expected != world_size():
         raise user_error(
             f"--expect-ranks {expected}",
-            f"the launcher started {world_size()} ranks",
+            f"the launcher started {counted(world_size(), 'rank')}",
             "Check --hostfile and its slots, --num_gpus, or srun's --ntasks, then submit again.",
         )

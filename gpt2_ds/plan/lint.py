@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from gpt2_ds.config.deepspeed_release import check_deepspeed, installed_deepspeed
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_WRONG_INPUT, faults_of
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.run_plan import examine
 from gpt2_ds.plan.cost.gpus import read_gpus
 from gpt2_ds.plan.show import add_ranks, add_recipe_arguments
@@ -32,7 +33,7 @@ def lint_recipe(args: Namespace) -> int:
         print(finding)
     if not faults and not findings:
         release = installed_deepspeed() or "(none is installed)"
-        what = f"{found.loaded.file} with {found.template_file} on {ranks} ranks"
+        what = f"{found.loaded.file} with {found.template_file} on {counted(ranks, 'rank')}"
         print(f"nothing found: {what}, DeepSpeed {release}")
     wrong = faults or any(finding.severity == "error" for finding in findings)
     return EXIT_WRONG_INPUT if wrong else EXIT_DONE

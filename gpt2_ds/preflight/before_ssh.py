@@ -7,6 +7,7 @@ from argparse import Namespace
 from functools import partial
 
 from gpt2_ds.config.errors import EXIT_DONE, UserError, faults_of
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.hosts.hostfile import (
     check_environment_file,
     check_sent_variables,
@@ -42,7 +43,8 @@ def check_hosts(args: Namespace) -> int:
         return EXIT_DONE
     first = next(iter(hosts))
     alone = len(hosts) == 1 and is_another(first, ssh)
-    listed = _only_another(first) if alone else ok("hostfile", f"{len(hosts)} hosts, {slots} ranks")
+    found = f"{counted(len(hosts), 'host')}, {counted(slots, 'rank')}"
+    listed = _only_another(first) if alone else ok("hostfile", found)
     rows = [listed, *reach(hosts, ssh)]
     print(table(rows))
     code = exit_code(rows)

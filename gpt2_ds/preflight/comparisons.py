@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.plan.printing import GIB, size
 from gpt2_ds.plan.states import Memory
 from gpt2_ds.preflight.rank_facts import RankFacts
@@ -141,7 +142,7 @@ def devices(facts: Sequence[RankFacts]) -> Check:
         text = ", ".join(f"{each.host}: {each.machine_devices - each.node_ranks}" for each in idle)
         fix = "Raise their slots in the hostfile, if they are yours."
         return warning("devices", f"devices without a rank on {text}", fix)
-    return ok("devices", f"one for each of {len(facts)} ranks")
+    return ok("devices", f"one for each of {counted(len(facts), 'rank')}")
 
 
 def cores(facts: Sequence[RankFacts]) -> Check:
@@ -151,7 +152,8 @@ def cores(facts: Sequence[RankFacts]) -> Check:
     ]
     if crowded:
         text = ", ".join(
-            f"{each.host}: {each.node_ranks} ranks, {each.cores} cores" for each in crowded
+            f"{each.host}: {counted(each.node_ranks, 'rank')}, {counted(each.cores, 'core')}"
+            for each in crowded
         )
         return warning("cores", text, "Start at most as many ranks on a CPU as it has cores.")
     least = min(each.cores for each in facts)

@@ -21,6 +21,7 @@ from gpt2_ds.checkpoint.checkpoint import Checkpoints, Progress, RunFacts
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
 from gpt2_ds.config.errors import user_error
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.optimizers import OPTIMIZERS, optimizer_named
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.evaluation.loss import window_loss
@@ -209,8 +210,8 @@ def report(plan: RunPlan, timings: list[Timing]) -> Iterator[str]:
     yield (
         f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {recipe.precision.dtype}, "
         f"{recipe.batch.global_batch_tokens:,} tokens a step, micro-batch "
-        f"{recipe.batch.micro_batch_size} x {recipe.data.seq_length}, {world_size()} ranks, "
-        f"{device_title()}, torch {torch.__version__}"
+        f"{recipe.batch.micro_batch_size} x {recipe.data.seq_length}, "
+        f"{counted(world_size(), 'rank')}, {device_title()}, torch {torch.__version__}"
     )
     yield f"{'':32} {'ms a step':>10} {'tokens/s':>12} {'MFU':>6} {'over plain torch':>17}"
     for timing in timings:

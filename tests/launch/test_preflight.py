@@ -101,7 +101,7 @@ def test_wrong_words(tmp_path: Path) -> None:
             ("--numerics", "--recipe", "no.yaml"),
             "--numerics: is given with --hostfile or --recipe, and looks at neither. Give it ",
         ),
-        (("--numerics", "--expect-ranks", "2"), "--expect-ranks 2: the launcher started 1 ranks. "),
+        (("--numerics", "--expect-ranks", "2"), "--expect-ranks 2: the launcher started 1 rank. "),
         (("--hostfile", "no"), "--hostfile no: cannot be read (No such file or directory); "),
         (("--hostfile", "hosts", "--ssh-port", "0"), "--ssh-port 0: is no port. Give 1 to 65535."),
         (
@@ -110,7 +110,7 @@ def test_wrong_words(tmp_path: Path) -> None:
         ),
         (
             ("--recipe", "no.yaml", "--expect-ranks", "2"),
-            "--expect-ranks 2: the launcher started 1 ranks. ",
+            "--expect-ranks 2: the launcher started 1 rank. ",
         ),
         (("--recipe", "no.yaml"), "no.yaml: "),
     ]:

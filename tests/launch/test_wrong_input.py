@@ -134,7 +134,7 @@ def test_a_wrong_recipe(workplace: Workplace, old: str, new: str, said: str) -> 
         ("--set optimizer.lr=-1", "--set: optimizer.lr: is -1, must be greater than 0."),
         ("--set seed", "--set seed: not of the form section.key=value."),
         ("--max-steps 0", "--max-steps 0: is below 1. Give at least 1."),
-        ("--expect-ranks 2", "--expect-ranks 2: the launcher started 1 ranks. Check --hostfile"),
+        ("--expect-ranks 2", "--expect-ranks 2: the launcher started 1 rank. Check --hostfile"),
         (
             "--dry-run --hostfile launch/hostfile.example --expect-ranks 16",
             "--expect-ranks 16: launch/hostfile.example has 4 slots. Correct the hostfile's slots,",

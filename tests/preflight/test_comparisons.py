@@ -157,7 +157,7 @@ def test_more_ranks_than_cores() -> None:
     crowded = [replace(each, cores=1) if each.node else each for each in two_hosts()]
     assert cores(crowded) == warning(
         "cores",
-        "host-2: 2 ranks, 1 cores",
+        "host-2: 2 ranks, 1 core",
         "Start at most as many ranks on a CPU as it has cores.",
     )
     assert cores([replace(each, devices=2) for each in crowded]).verdict is Verdict.OK

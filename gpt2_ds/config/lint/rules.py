@@ -13,7 +13,7 @@ from gpt2_ds.config.errors import UserError
 from gpt2_ds.config.lint.findings import Finding, Job
 from gpt2_ds.config.lint.muon import muon
 from gpt2_ds.config.model_shape import ModelShape
-from gpt2_ds.config.numbers import round_up
+from gpt2_ds.config.numbers import counted, round_up
 from gpt2_ds.config.optimizers import optimizer_named
 from gpt2_ds.config.recipe_file import LoadedRecipe
 from gpt2_ds.config.template import Template, ZeroOptimization
@@ -119,7 +119,7 @@ def _hierarchical_partition(job: Job) -> Iterator[Finding]:
     elif group == job.world_size:
         yield job.warning(
             "zero_hpz_partition_size",
-            f"is {size} on {job.world_size} rank{'s' * (job.world_size > 1)}: one group, so the "
+            f"is {size} on {counted(job.world_size, 'rank')}: one group, so the "
             "second copy of the weights saves no traffic between groups",
             "Use --template ds_configs/zero3.json on one node.",
             "https://arxiv.org/abs/2306.10209, section 3.2; DeepSpeedExamples #717",

@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.data.format.dataset import Dataset
 from gpt2_ds.data.format.manifest import SplitName
 from gpt2_ds.data.format.verify import PIECE_TOKENS
@@ -50,7 +51,8 @@ def _split_difference(one: Dataset, two: Dataset, split: SplitName) -> Iterator[
         return
     for dataset, entries in ((one, mine), (two, theirs)):
         n_tokens = sum(entry.tokens for entry in entries)
-        yield f"{split}: {len(entries):,} shards, {n_tokens:,} tokens in {dataset.path}"
+        shards = counted(len(entries), "shard", form=",")
+        yield f"{split}: {shards}, {n_tokens:,} tokens in {dataset.path}"
     x, y = pairs[other[0]]
     yield f"{split}: {len(other):,} of {len(pairs):,} shards differ, first {(x or y).file}"
     if x is None or y is None:

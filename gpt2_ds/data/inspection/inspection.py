@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY, Dataset
 from gpt2_ds.data.format.layouts import megatron_documents, read_layout
 from gpt2_ds.data.format.manifest import (
@@ -90,7 +91,9 @@ def verify(directory: Path | str) -> Report:
     if faults:
         raise UserError(*faults)
     Dataset.open(directory)  # what no hash shows: a tokenizer or a link that leads elsewhere
-    lines = [f"{len(manifest.shards)} shards, {progress.n_bytes:,} bytes: all as written"]
+    lines = [
+        f"{counted(len(manifest.shards), 'shard')}, {progress.n_bytes:,} bytes: all as written"
+    ]
     others = _other_files(directory, manifest)
     lines += [f"not part of the dataset: {name}" for name in others[:NAMED_FILES]]
     if len(others) > NAMED_FILES:
@@ -137,8 +140,10 @@ def stats(directory: Path | str, samples: int = 0) -> Report:
             lengths.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             n_documents.append(len(starts))
         n_tokens = sum(entry.tokens for entry in entries)
-        count = f"{len(entries):,} shards, {n_tokens:,} tokens, {lengths.total():,} documents"
-        lines += [f"{split}: {count}", *_length_lines(lengths)]
+        shards = counted(len(entries), "shard", form=",")
+        documents = counted(lengths.total(), "document", form=",")
+        lines.append(f"{split}: {shards}, {n_tokens:,} tokens, {documents}")
+        lines += _length_lines(lengths)
     return Report([*lines, *_sample_lines(dataset, n_documents, samples)])
 
 
@@ -155,7 +160,8 @@ def summary(manifest: Manifest, directory: Path) -> list[str]:
         n_tokens = sum(shard.tokens for shard in shards)
         n_documents = sum(shard.documents for shard in shards)
         lines.append(
-            f"{split}: {n_tokens:,} tokens, {n_documents:,} documents, {len(shards)} shards"
+            f"{split}: {n_tokens:,} tokens, {counted(n_documents, 'document', form=',')}, "
+            f"{counted(len(shards), 'shard')}"
         )
     if manifest.source is not None:
         lines += _not_taken(manifest.source)
@@ -213,7 +219,7 @@ def _described(entry: InputEntry) -> str:
     of_hub = {"config": entry.config, "split": entry.split, "revision": entry.revision}
     parts = [f"{key} {value}" for key, value in of_hub.items() if value is not None]
     if entry.files:
-        parts += [f"{entry.files:,} files", f"{entry.bytes:,} bytes"]
+        parts += [counted(entry.files, "file", form=","), f"{entry.bytes:,} bytes"]
     return ", ".join([entry.name, *parts])
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, user_error
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY
 from gpt2_ds.data.format.manifest import (
     FORMAT,
@@ -165,10 +166,11 @@ def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> D
 
 
 def _nothing_to_train_on(ready: ReadyRequest, counts: Counts) -> UserError:
+    documents = counted(counts.documents, "document")
     n_skipped = sum(skipped.count for skipped in counts.skipped.values())
     return user_error(
         f"input {', '.join(source.name for source in ready.train)}",
-        f"nothing to train on: {counts.documents} documents for validation, {n_skipped} skipped",
+        f"nothing to train on: {documents} for validation, {n_skipped} skipped",
         "Give more documents, or a smaller --validation-fraction.",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.files.progress_bar import ProgressBar
 
 
@@ -35,7 +36,8 @@ class DocumentBar(ProgressBar):
 
     def __str__(self) -> str:
         """Documents, megabytes, tokens, speed."""
-        return (
-            f"{self.n_documents:,} documents, {self.n_bytes / 1e6:,.1f} MB in {self.seconds:,.1f} "
-            f"s ({self.n_bytes / 1e6 / self.seconds:,.1f} MB/s), {self.n_tokens:,} tokens"
-        )
+        documents = counted(self.n_documents, "document", form=",")
+        tokens = counted(self.n_tokens, "token", form=",")
+        megabytes, seconds = self.n_bytes / 1e6, self.seconds
+        speed = f"{megabytes:,.1f} MB in {seconds:,.1f} s ({megabytes / seconds:,.1f} MB/s)"
+        return f"{documents}, {speed}, {tokens}"

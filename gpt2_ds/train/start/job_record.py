@@ -8,6 +8,7 @@ from gpt2_ds.checkpoint.checkpoint import Progress
 from gpt2_ds.checkpoint.manifest import complete_checkpoints, step_name
 from gpt2_ds.checkpoint.restore import Restored
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED
+from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.hosts.supervisor import attempt
@@ -20,7 +21,8 @@ def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
     """Write down how this job begins, and what differs from the one before."""
     step, manifest = restored.progress.step, restored.manifest
     tokens_seen = restored.progress.samples_seen * plan.recipe.data.seq_length
-    ranks, stage = world_size(), plan.template.zero_optimization.stage
+    ranks = counted(world_size(), "rank")
+    stage = plan.template.zero_optimization.stage
 
     def note(event: Event, reason: str, **more: int) -> None:
         ledger.write(event, step=step, tokens_seen=tokens_seen, reason=reason, **more)
@@ -31,12 +33,12 @@ def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
         note("restart", f"attempt {attempt()} of this job after a failure")
     if manifest is None:
         interval = plan.recipe.checkpoint.interval_steps  # see `candidates`
-        begins = f"{ranks} ranks, ZeRO stage {stage}"
+        begins = f"{ranks}, ZeRO stage {stage}"
         note("start", begins, checkpoint_interval_steps=interval)
         return
-    note("resume", f"from {step_name(step)}, {ranks} ranks, ZeRO stage {stage}")
-    if manifest.world_size != ranks:
-        note("world_size", f"{manifest.world_size} ranks before, {ranks} now")
+    note("resume", f"from {step_name(step)}, {ranks}, ZeRO stage {stage}")
+    if manifest.world_size != world_size():
+        note("world_size", f"{counted(manifest.world_size, 'rank')} before, {world_size()} now")
     if manifest.zero_stage != stage:
         note("zero_stage", f"stage {manifest.zero_stage} before, {stage} now")
 
@@ -71,7 +73,8 @@ def headline(plan: RunPlan, step: int) -> str:
     begin = f"going on after step {step}" if step else "from step 1"
     return (
         f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {derived.steps:,} steps of "
-        f"{ramp}{plan.recipe.batch.global_batch_tokens:,} tokens ({derived.world_size} ranks x "
+        f"{ramp}{plan.recipe.batch.global_batch_tokens:,} tokens "
+        f"({counted(derived.world_size, 'rank')} x "
         f"{plan.recipe.batch.micro_batch_size} sequences x {derived.gradient_accumulation_steps} "
         f"micro-steps), ZeRO stage {zero}, {plan.recipe.precision.dtype}, on {device_title()}; "
         f"{begin}"

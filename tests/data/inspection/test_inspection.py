@@ -132,7 +132,7 @@ def test_stats(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"            256 to           511  {'':40}  0",
         f"            512 to         1,023  {'':40}  0",
         f"          1,024 to         2,047  {'#' * 20:40}  1",
-        "validation: 1 shards, 3 tokens, 1 documents",
+        "validation: 1 shard, 3 tokens, 1 document",
         "  tokens a document, end-of-text included: mean 3.0, median 3, p90 3, max 3",
         f"              2 to             3  {'#' * 40}  1",
     ]
@@ -173,7 +173,7 @@ def test_samples_of_adopted_shards(tmp_path: Path) -> None:
     write_megatron(tmp_path / "m" / "x.bin", [[[*b"one", EOT]], [], [[*b"two"], [*b"three"]]])
     adopt(tmp_path / "m", bytes_tokenizer)
     lines = stats(tmp_path / "m", samples=9).lines
-    assert "train: 1 shards, 12 tokens, 3 documents" in lines
+    assert "train: 1 shard, 12 tokens, 3 documents" in lines
     assert f"              0 to             0  {'#' * 40}  1" in lines
     assert lines[-3:] == [
         "x.bin, token 0: 'one'",
@@ -230,7 +230,7 @@ def test_where_it_came_from(path: Path) -> None:
         },
     ) == [
         "input: hub:x, config en, split train, revision abc123",
-        "input for validation: b.txt, 1 files, 500 bytes",
+        "input for validation: b.txt, 1 file, 500 bytes",
         "text field: text",
         "document separator: '---'",
         "shuffled with seed: 7",

@@ -176,7 +176,7 @@ def test_arguments_out_of_range(tmp_path: Path, arguments: Any, message: str) ->
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "b"}\n{}\n')
-    with pytest.raises(UserError, match=r"nothing to train on: 1 documents for validation, 1 skip"):
+    with pytest.raises(UserError, match=r"nothing to train on: 1 document for validation, 1 skip"):
         prepare_texts([path], tmp_path / "out", on_bad="skip", validation_fraction=0.999)
     assert not (tmp_path / "out").exists()
 

@@ -77,4 +77,4 @@ def test_no_end_in_sight(
     progress = DocumentBar(total)
     clock.now = 40.0
     progress.add(1, 100, 1, input_bytes)
-    assert capsys.readouterr().err.endswith(" 1 tokens\n")
+    assert capsys.readouterr().err.endswith(" 1 token\n")
