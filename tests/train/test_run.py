@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,7 +194,7 @@ def damage_and_resume(data: Path, run_dir: Path) -> dict[str, str]:
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     printed = io.StringIO()
-    with redirect_stdout(printed):
+    with redirect_stdout(printed), redirect_stderr(printed):
         train(small_plan(data, run_dir), dataset)
     for path in (run_dir / "checkpoints").glob("step_*/random_rank_00000.pt"):
         path.write_bytes(b"")
