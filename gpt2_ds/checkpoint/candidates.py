@@ -1,4 +1,4 @@
-"""Which checkpoints a run may go on from: on this disk and elsewhere, newest first."""
+"""Which checkpoints a run may resume from: on this disk and elsewhere, newest first."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpt2_ds.record.metrics_file import read_metrics
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint that may be gone on from.
+    """A checkpoint that a run may resume from.
 
     Args:
         step: its step.
-        is_copy: it lies at checkpoint.copy_to, and has to be fetched.
-        manifest: of one on this disk; None: its manifest is damaged.
+        is_copy: it lies at checkpoint.copy_to, and must be fetched.
+        manifest: of a checkpoint on this disk; None: the manifest is damaged.
     """
 
     step: int
@@ -37,16 +37,16 @@ class Candidate:
 def find_candidates(
     plan: RunPlan, *, until_step: int | None, heartbeat: Heartbeat
 ) -> list[Candidate]:
-    """All of them, newest first; of one step, that on this disk before its copy.
+    """All candidates, newest first; of equal steps, the one on this disk before its copy.
 
     Args:
         plan: the run.
-        until_step: look only at this disk, and at none beyond this step.
-        heartbeat: of asking for copies.
+        until_step: look only at this disk, and only at checkpoints up to this step.
+        heartbeat: of listing the copies.
 
     Raises:
-        UserError: there is none here, and the copies cannot be asked for.
-        RunError: likewise; or there is none at all, and the run had saved some.
+        UserError: there is no checkpoint on this disk, and the copies cannot be listed.
+        RunError: the same; or there is no checkpoint anywhere, and the run had saved some.
     """
     folders = step_folders(plan.run_dir)
     here = [
@@ -68,18 +68,18 @@ def _copies(plan: RunPlan, heartbeat: Heartbeat, can_do_without: bool) -> list[C
     except RunError as error:
         if not can_do_without:
             raise
-        warn(f"{error} Going on from this disk; whether there are newer copies is not known.")
+        warn(f"{error} Resuming from this disk; whether there are newer copies is not known.")
         return []
 
 
 def _refuse_lost(plan: RunPlan) -> None:
-    """A run that has saved must not begin at step 0 again, and over its own curve.
+    """A run that has saved must not begin again at step 0 and overwrite its own curve.
 
     Raises:
-        RunError: something in the run directory says that it has.
+        RunError: something in the run directory says that it has saved.
     """
     saved = ""
-    interval = plan.recipe.checkpoint.interval_steps  # or that of a job before, if it was larger
+    interval = plan.recipe.checkpoint.interval_steps  # or an earlier job's, if that was larger
     for line in read_ledger(plan.run_dir / "ledger.jsonl"):
         interval = max(interval, line.get("checkpoint_interval_steps", 0))
         if line.get("event") in ("resume", "done") or (
@@ -88,7 +88,7 @@ def _refuse_lost(plan: RunPlan) -> None:
             saved = f"ledger.jsonl has saved steps up to {line['step']}"
     if (plan.run_dir / "checkpoints/latest").exists():
         saved = saved or "checkpoints/latest names one"
-    # The first is complete before the second begins.
+    # The first checkpoint is complete before the second one begins.
     last = max((step for step, _ in read_metrics(plan.run_dir)), default=0)
     if last > 2 * interval:
         steps = counted(interval, "step")

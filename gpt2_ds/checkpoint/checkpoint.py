@@ -1,4 +1,4 @@
-"""Save a run, behind the steps that follow: a step directory is complete, or it is not there."""
+"""Save a run while it trains: a step directory is complete, or it is not there."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class _Writing:
 class Checkpoints:
     """Saves a run, one checkpoint at a time.
 
-    `begin` copies the state and returns; a thread writes it while training goes on. All ranks agree
-    at each step whether all have written, and then commit: the manifest, one rename. Every method
-    but `written` is collective.
+    `begin` copies the state and returns; a thread writes it while training continues. All ranks
+    agree at each step whether all have written, and then commit: the manifest, one rename. Every
+    method but `written` is collective.
 
     Args:
         plan: the run.

@@ -140,7 +140,7 @@ def _prune(run: Path, rules: CheckpointSection, *, dry_run: bool) -> int:
     word = "would be deleted" if dry_run else "deleted"
     for path in [*(complete[step][0] for step in gone), *leftovers(run)]:
         if (whole := _whole_after_all(path)) is not None:
-            print(f"{path}: stays: every file is what was saved. Rename it to {whole} to go on")
+            print(f"{path}: stays: every file is what was saved. Rename it to {whole} to resume")
             continue
         if not dry_run:
             try:

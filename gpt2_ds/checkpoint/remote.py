@@ -242,7 +242,7 @@ def _how(n_bytes: int | None, record: FileRecord) -> str:
 class Uploader:
     """Uploads in a thread of its own, one checkpoint at a time; the newest waits, older ones go.
 
-    A failure is said; training goes on.
+    A failure is a warning; training continues.
 
     Args:
         remote: where the copies go.
@@ -284,7 +284,7 @@ class Uploader:
             self._change.notify_all()
 
     def close(self, wait_seconds: float = 600.0) -> None:
-        """Finish what was submitted, as far as time allows; the next upload goes on from there."""
+        """Finish what was submitted, as far as time allows; the next upload sends the rest."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -313,4 +313,4 @@ class Uploader:
         except Stopped:
             return  # `close` has said it
         except Exception as error:  # whatever it is, it must be seen
-            warn(f"{error} There is no copy of {checkpoint.name}; training goes on.")
+            warn(f"{error} There is no copy of {checkpoint.name}; training continues.")

@@ -1,4 +1,4 @@
-"""Go on with a run: the newest checkpoint that is what was saved, on any number of ranks."""
+"""Resume a run from its newest undamaged checkpoint, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def load_newest(
             if strict:
                 raise on_all_ranks(
                     RunError(
-                        f"{bad}. Restore a copy of it, or start without --strict to go on from the "
-                        "checkpoint before."
+                        f"{bad}. Restore a copy of it, or start without --strict to resume from "
+                        "the checkpoint before."
                     )
                 )
             warn_on_rank_0(f"{bad}; going back one checkpoint")
@@ -230,8 +230,8 @@ def _refuse_disk(plan: RunPlan) -> None:
                 f"{plan.template_file}: zero_optimization.offload_optimizer.device",
                 f"is nvme, and {plan.run_dir} holds checkpoints, from which DeepSpeed 0.19.8 then "
                 "loads neither Adam's step counters nor parts below 1 MiB",
-                "Set it to cpu, as ds_configs/zero3_offload.json does, to go on from them; or begin"
-                " a new run with --run-dir runs/NAME.",
+                "Set it to cpu, as ds_configs/zero3_offload.json does, to resume from them; or "
+                "begin a new run with --run-dir runs/NAME.",
             )
         )
 
@@ -276,9 +276,9 @@ def _cannot_cut_anew(
     return on_all_ranks(
         user_error(
             str(path),
-            f"a run with {title} goes on only as it was saved, by {ranks[0]} at ZeRO stage {stage};"
+            f"a run with {title} resumes only as it was saved, by {ranks[0]} at ZeRO stage {stage};"
             f" this job has {ranks[1]} at stage {now['stage']} with {template_file}{other}",
-            f"Go on with {ranks[0]} and the template of stage {stage} that it was saved with, or "
+            f"Resume with {ranks[0]} and the template of stage {stage} that it was saved with, or "
             "begin a new run with --run-dir runs/NAME.",
         )
     )

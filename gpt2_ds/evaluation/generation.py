@@ -30,10 +30,10 @@ def generate(
     The arguments are checked at the call, before the first token is asked for. The filters are
     applied in the order temperature, top_k, top_p.
 
-    A text that outgrows `n_positions` goes on: positions are learned from 0, so cached keys cannot
-    be moved to earlier ones. The last half of the window is therefore run again as a new prompt,
-    at positions from 0, and the cache refills from there; that costs one long forward for every
-    n_positions / 2 tokens, and the text from before that half is forgotten.
+    A text may outgrow `n_positions`. Positions are learned from 0, so cached keys cannot be moved
+    to earlier ones: the last half of the window is run again as a new prompt, at positions from 0,
+    and the cache refills from there. That costs one long forward for every n_positions / 2 tokens,
+    and the text from before that half is forgotten.
 
     With ZeRO-3 call it on every rank with the same arguments: all draw the same tokens, so all do
     the same number of forwards.
@@ -48,7 +48,7 @@ def generate(
         top_p: keep only the likeliest tokens whose probabilities first add up to this; None = all.
         seed: the same arguments and seed draw the same tokens on one device.
         num_samples: continuations per prompt.
-        eot_token: a sample that has drawn it goes on with it; when all have, the iterator ends.
+        eot_token: a sample that has drawn it repeats it; when all have, the iterator ends.
         use_cache: False runs the whole text again for each token; the same result, slower.
 
     Returns:

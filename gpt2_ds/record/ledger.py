@@ -32,9 +32,9 @@ Event = Literal[
 
 EVENTS: dict[Event, str] = {
     "start": "The run began at its first step.",
-    "resume": "The run went on from a checkpoint.",
-    "world_size": "It went on with another number of ranks than it was saved with.",
-    "zero_stage": "It went on at another ZeRO stage than it was saved with.",
+    "resume": "The run resumed from a checkpoint.",
+    "world_size": "It resumed with another number of ranks than it was saved with.",
+    "zero_stage": "It resumed at another ZeRO stage than it was saved with.",
     "skip_update": "An update was left out: its loss or gradient was no finite number.",
     "loss_spike": "The loss was far above that of the steps before.",
     "skip_samples": "Samples are left out of training from now on, as asked.",

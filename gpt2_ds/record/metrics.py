@@ -45,21 +45,21 @@ class Metrics:
         self._since = time.perf_counter()
         self._validated_step = 0
 
-    def go_on_after(self, step: int) -> None:
-        """Take off what an earlier process wrote of steps that this one takes again. Collective.
+    def resume_from(self, step: int) -> None:
+        """Remove what an earlier process wrote of steps that this one takes again. Collective.
 
         Args:
-            step: the last one that counts.
+            step: the last step that counts.
 
         Raises:
             RunError: the file cannot be written.
         """
 
-        def take_off() -> int:
+        def remove() -> int:
             end_curves_at(self._engine.monitor, step)
             return keep_metrics_until(self._plan.run_dir, step)
 
-        self._validated_step = by_rank_0(take_off)
+        self._validated_step = by_rank_0(remove)
 
     def validated(self, step: int) -> bool:
         """Whether the validation after the last step that counts is written."""

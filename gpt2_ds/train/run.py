@@ -72,7 +72,7 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = RESUME) -> int:
             note_start(plan, restored, ledger)
             say(headline(plan, start.step))
             metrics = Metrics(plan, engine)
-            metrics.go_on_after(start.step)
+            metrics.resume_from(start.step)
             if start.step == plan.last_step and not evaluation_owed(plan, metrics, start.step):
                 # The job before may have ended in its copy.
                 finish_copy(plan, start.step, job.watchdog.heartbeat)

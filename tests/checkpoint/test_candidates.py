@@ -1,4 +1,4 @@
-"""Which checkpoints a run may go on from, and when there must have been some."""
+"""Which checkpoints a run may resume from, and when there must have been some."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_copies_that_cannot_be_asked_for(
     save(plan.run_dir, 3)
     assert found(plan) == [(3, False, True)]
     assert capsys.readouterr().err == (
-        "warning: s3://b: no answer. Going on from this disk; whether there are newer copies is "
+        "warning: s3://b: no answer. Resuming from this disk; whether there are newer copies is "
         "not known.\n"
     )
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a command takes, and which run may go on from it."""
+"""Which checkpoint a command takes, and which run may resume from it."""
 
 from __future__ import annotations
 

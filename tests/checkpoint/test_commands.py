@@ -210,7 +210,7 @@ def test_what_cannot_be_deleted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
-def test_what_was_set_aside_and_is_right_is_not_deleted(
+def test_what_was_quarantined_and_is_right_is_not_deleted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It was read while its disk failed."""
@@ -221,7 +221,7 @@ def test_what_was_set_aside_and_is_right_is_not_deleted(
     flip(damaged / "b.pt")
     assert prune(run, None, None, dry_run=False) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{whole}: stays: every file is what was saved. Rename it to {step_name(6)} to go on",
+        f"{whole}: stays: every file is what was saved. Rename it to {step_name(6)} to resume",
         f"{damaged}: deleted",
         "kept: 1",
     ]

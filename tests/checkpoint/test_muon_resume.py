@@ -73,8 +73,8 @@ def test_a_stop_changes_nothing_and_another_layout_is_refused(tmp_path: Path) ->
     checkpoint = tmp_path / "zero1/checkpoints/step_00000005"
     templates = REPOSITORY / "ds_configs"
     assert said["zero1"] == [
-        f"{checkpoint}: a run with Muon goes on only as it was saved, by 2 ranks at ZeRO stage 1; "
-        f"this job has 2 ranks at stage 2 with {templates}/zero2.json. Go on with 2 ranks and the "
+        f"{checkpoint}: a run with Muon resumes only as it was saved, by 2 ranks at ZeRO stage 1; "
+        f"this job has 2 ranks at stage 2 with {templates}/zero2.json. Resume with 2 ranks and the "
         "template of stage 1 that it was saved with, or begin a new run with --run-dir runs/NAME."
     ]
     (another,) = said["zero2"]

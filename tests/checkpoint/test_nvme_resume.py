@@ -1,4 +1,4 @@
-"""Adam's state on an NVMe disk: what such a run saved is gone on from with it on the host."""
+"""Adam's state on an NVMe disk: such a run resumes with that state on the host."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_it_goes_on_on_the_host_and_nowhere_else(tmp_path: Path) -> None:
     assert refused == (
         f"{nvme}: zero_optimization.offload_optimizer.device: is nvme, and {stopped} holds "
         "checkpoints, from which DeepSpeed 0.19.8 then loads neither Adam's step counters nor "
-        "parts below 1 MiB. Set it to cpu, as ds_configs/zero3_offload.json does, to go on from "
-        "them; or begin a new run with --run-dir runs/NAME."
+        "parts below 1 MiB. Set it to cpu, as ds_configs/zero3_offload.json does, to resume "
+        "from them; or begin a new run with --run-dir runs/NAME."
     )
     losses = [metrics_of(run, "step", "loss") for run in (stopped, whole)]
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5]

@@ -73,7 +73,7 @@ def test_a_run_whose_disk_is_lost_goes_on_from_a_bucket(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
     (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path, "s3://bucket/jobs")
     assert "s3://bucket/jobs/run/step_00000005: fetching this copy" in said
-    assert "going on after step 5" in said
+    assert "resuming from step 5" in said
     assert [step for step, _ in metrics_of(tmp_path / "run", "step", "loss")] == [6, 7, 8]
     assert remote_of("s3://bucket/jobs/run").complete() == [8, 6, 3]
 

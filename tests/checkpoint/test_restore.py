@@ -1,4 +1,4 @@
-"""Going on: what is refused, what is fetched, and what each rank draws from."""
+"""Resuming: what is refused, what is fetched, and what each rank draws from."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
         "after it."
     )
     assert said["skip behind"].startswith("UserError: --skip-samples 8:16: the run stands at")
-    assert "going on after step 6" in said["skip"]
+    assert "resuming from step 6" in said["skip"]
     (event,) = [
         e for e in read_ledger(tmp_path / "run/ledger.jsonl") if e["event"] == "skip_samples"
     ]
@@ -137,7 +137,7 @@ def fetched(data: Path, folder: Path, address: str) -> str:
 @pytest.mark.heavy
 def test_copies_elsewhere_are_gone_on_from(data: Path, tmp_path: Path) -> None:
     (said,) = run_ranks(fetched, 1, tmp_path, data, tmp_path, str(tmp_path / "copies"))
-    assert "going on after step 5" in said
+    assert "resuming from step 5" in said
     assert [step for step, _ in metrics_of(tmp_path / "run", "step", "loss")] == [6, 7, 8]
     copies = sorted(path.name for path in (tmp_path / "copies/run").iterdir())
     # The recipe keeps two; what this disk had lost before stays among the copies.
@@ -197,7 +197,7 @@ def test_the_newest_that_is_right_is_taken_wherever_it_is(data: Path, tmp_path: 
     assert names == ["step_00000003", "step_00000006", "step_00000006.damaged"]
     there = f"{tmp_path}/there_copies/there/step_00000006/probe.npy: sha256 "
     assert f"warning: {there}" in said["there"]
-    assert "going on after step 3" in said["there"]
+    assert "resuming from step 3" in said["there"]
     assert said["nowhere"] == (
         f"RunError: {tmp_path}/nowhere/checkpoints: all 2 checkpoints here, and 2 copies at "
         f"{tmp_path}/nowhere_copies are damaged. Restore a copy; to begin at step 0, use another "
@@ -205,7 +205,7 @@ def test_the_newest_that_is_right_is_taken_wherever_it_is(data: Path, tmp_path: 
     )
     assert said["strict"] == (
         f"RunError: {tmp_path}/strict/checkpoints/{bad}. Restore a copy of it, or start without "
-        "--strict to go on from the checkpoint before."
+        "--strict to resume from the checkpoint before."
     )
     assert said["foreign"].startswith(
         f"UserError: {tmp_path}/foreign_copies/foreign/step_00000006/recipe.yaml: optimizer.lr: "

@@ -100,7 +100,7 @@ def test_a_failure_is_said_and_the_next_one_mends_it(
     uploader.submit(save(tmp_path, 1))
     wait_until(lambda: uploader.idle)
     assert capsys.readouterr().err == (
-        f"warning: {error} There is no copy of {step_name(1)}; training goes on.\n"
+        f"warning: {error} There is no copy of {step_name(1)}; training continues.\n"
     )
     remote.error = None
     uploader.submit(save(tmp_path, 2))

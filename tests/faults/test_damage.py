@@ -150,7 +150,7 @@ def test_strict_ends_with_1(data: Path, tmp_path: Path) -> None:
     said = strict.text().splitlines()[-1]
     assert said == (
         f"error: {run}/checkpoints/{NEWEST}/probe.npy: not what was saved. Restore a copy of it, "
-        "or start without --strict to go on from the checkpoint before."
+        "or start without --strict to resume from the checkpoint before."
     )
     assert "Traceback" not in strict.text()
     with job(run, data, ranks=1) as again:
@@ -197,5 +197,5 @@ def a_link_in_place_of_a_checkpoint(data: Path, folder: Path) -> list[tuple[int,
 def test_a_link_is_not_followed(data: Path, tmp_path: Path) -> None:
     ((_, said),) = run_ranks(a_link_in_place_of_a_checkpoint, 1, tmp_path, data, tmp_path)[0:1][0]
     assert f"{NEWEST}/manifest.json: not what was saved; going back one checkpoint" in said
-    assert "going on after step 3" in said
+    assert "resuming from step 3" in said
     assert (tmp_path / "other/checkpoints" / NEWEST / "manifest.json").exists()

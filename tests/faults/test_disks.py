@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up(behind: str, disk: Disk, data: Path, tmp_path: Pat
     disk.make_room()
     with job(run, data, *settings) as again:
         assert again.wait() == [0, 0], again.text()
-    assert "going on after step " in again.text()
+    assert "resuming from step " in again.text()
     assert losses_of(run) == losses_of(tmp_path / "unbroken")
     assert not list((run / "checkpoints").glob("*.tmp"))
 
@@ -221,7 +221,7 @@ def test_a_disk_that_does_not_answer(
     assert f"rank {1 - victim} on" not in said
     with job(run, data, *settings) as again:
         assert again.wait(120) == [0, 0], again.text()
-    assert "going on after step 3" in again.text()
+    assert "resuming from step 3" in again.text()
 
 
 @pytest.mark.heavy

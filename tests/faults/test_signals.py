@@ -113,7 +113,7 @@ def stopped_and_saved(
         end = last["step"] + 2
         with job(run, data, *settings, words=("--max-steps", str(end))) as again:
             assert again.wait(60) == [0, 0], again.text()
-        assert f"going on after step {last['step']}" in again.text()
+        assert f"resuming from step {last['step']}" in again.text()
         assert newest_step(run) == end
     return seconds
 

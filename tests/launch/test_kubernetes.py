@@ -126,7 +126,7 @@ def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(tmp_path: Path
     assert 3 <= stopped_at < steps
     shown = run_pods(script)
     assert [code for code, _ in shown] == [0, 0], shown
-    assert f"going on after step {stopped_at}" in shown[0][1]
+    assert f"resuming from step {stopped_at}" in shown[0][1]
     assert [step for step, _ in metrics_of(run_dir, "step", "loss")] == list(range(1, steps + 1))
 
 

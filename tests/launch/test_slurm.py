@@ -126,7 +126,7 @@ def test_stopped_before_the_time_limit_requeued_and_gone_on(
     job = end_of(nodes, number, output)
     ended = (job["JobState"], job["Restarts"], job["BatchHost"])
     assert ended == ("COMPLETED", "1", "n1"), said(output) + nodes.logs()
-    assert f"going on after step {stopped_at}" in said(output)
+    assert f"resuming from step {stopped_at}" in said(output)
     assert "Traceback" not in said(output)
 
     unbroken = Job(tmp_path / "unbroken", data, *LONG, ranks=4, template="zero1")

@@ -32,7 +32,7 @@ def test_the_same_command_goes_on_and_then_says_that_all_is_done(tmp_path: Path)
     assert "stopped after step 5, as asked" in first.stdout
     second = run_command(command, REPOSITORY, ENVIRONMENT)
     assert second.returncode == 0, second.stderr
-    assert "going on after step 5" in second.stdout
+    assert "resuming from step 5" in second.stdout
     assert "is complete" in second.stdout
     third = run_command(command, REPOSITORY, ENVIRONMENT)
     assert third.returncode == 0, third.stderr

@@ -89,7 +89,7 @@ def test_a_dead_host_ends_the_job_which_goes_on_without_it(
     hosts.write_hostfile(2)
     again = start(hosts, data, tmp_path, words=f"--max-steps {before + STEPS_TO_THE_END}")
     assert again.wait() == 0, again.text()
-    assert f"going on after step {before}" in again.text()
+    assert f"resuming from step {before}" in again.text()
     assert "written by 4 ranks" in again.text()
     assert newest_step(started.run_dir) == before + STEPS_TO_THE_END
 
@@ -134,7 +134,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert newest_step(started.run_dir) == saved
     again = start(hosts, data, tmp_path, rare, way=way, words=f"--max-steps {saved + 3}")
     assert again.wait() == 0, again.text()
-    assert f"going on after step {saved}" in again.text()
+    assert f"resuming from step {saved}" in again.text()
     steps = [numbers[0] for numbers in losses_of(started.run_dir) if len(numbers) > 2]
     assert steps == list(range(1, saved + 4))
 

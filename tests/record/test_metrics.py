@@ -54,7 +54,7 @@ def report(folder: Path) -> dict[str, Any]:
     metrics = Metrics(plan, engine)
     validated = []
     for step in (2, 1):
-        metrics.go_on_after(step)
+        metrics.resume_from(step)
         validated.append(metrics.validated(step))
     printed = io.StringIO()
     with redirect_stdout(printed):

@@ -37,7 +37,7 @@ def points(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("torn_bytes", [0, 1, 7])
 def test_tensorboard_shows_one_curve_after_restarts(tmp_path: Path, torn_bytes: int) -> None:
-    """Two killed processes that came further than their checkpoints, and one that went on."""
+    """Two killed processes that came further than their checkpoints, and one that resumed."""
     for steps, value, after in ((range(1, 9), 1.0, None), (range(5, 8), 2.0, 4)):
         write_points(tmp_path, steps, value, after)
         (file,) = set(tmp_path.iterdir()) - {p for p in tmp_path.iterdir() if "old" in p.name}

@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     run_ranks(one_run, 1, tmp_path, data, tmp_path / "unbroken", 1, ())
     (found,) = run_ranks(damage_and_resume, 1, tmp_path, data, tmp_path / "run")
     assert "step_00000006/mp_rank_00_model_states.pt: not what was saved" in found["printed"]
-    assert "going on after step 3" in found["printed"]
+    assert "resuming from step 3" in found["printed"]
     assert found["refused"] == (
         f"{tmp_path}/run/checkpoints/step_00000006: DeepSpeed could not load it. "
         "Restore a copy of it."

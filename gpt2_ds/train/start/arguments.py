@@ -53,7 +53,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         UserError: --hostfile without --dry-run.
     """
     parser = argparse.ArgumentParser(
-        description="Train a recipe. The same command, given again, goes on with the run.",
+        description="Train a recipe. The same command, given again, resumes the run.",
         epilog="example: deepspeed launch/train.py --recipe recipes/quickstart.yaml "
         "--set optimizer.lr=1e-3 --run-dir runs/lr_1e-3. Exit codes: 0 done, 1 the run failed, 2 "
         "the input is wrong, 75 stopped by a signal and saved: give the same command again.",

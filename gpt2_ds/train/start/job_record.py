@@ -57,7 +57,7 @@ def note_end(plan: RunPlan, end: Progress, ledger: Ledger, reasons: str, owed: b
     tokens_seen = end.samples_seen * plan.recipe.data.seq_length
     if end.step < plan.last_step or owed:
         ledger.write("stop", step=end.step, tokens_seen=tokens_seen, reason=reasons)
-        say(f"Stopped after step {end.step} ({reasons}), and saved. The same command goes on.")
+        say(f"Stopped after step {end.step} ({reasons}), and saved. The same command resumes.")
         return EXIT_PREEMPTED
     if end.step == plan.derived.steps:
         ledger.write("done", step=end.step, tokens_seen=tokens_seen, reason="the last step is done")
@@ -70,7 +70,7 @@ def headline(plan: RunPlan, step: int) -> str:
     derived, zero = plan.derived, plan.template.zero_optimization.stage
     from_tokens = plan.recipe.batch.ramp and plan.recipe.batch.ramp.start_tokens
     ramp = f"{from_tokens:,} to " if from_tokens else ""
-    begin = f"going on after step {step}" if step else "from step 1"
+    begin = f"resuming from step {step}" if step else "from step 1"
     return (
         f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {derived.steps:,} steps of "
         f"{ramp}{plan.recipe.batch.global_batch_tokens:,} tokens "
