@@ -41,8 +41,8 @@ def main() -> int:
     if args.steps < 1 or args.warmup_steps < 0:
         raise user_error("--steps", "below 1, or --warmup-steps below 0", "Give more.")
     plans = [
-        resolve_run(args.recipe, world_size=world_size(), template_file=t, overrides=args.set)
-        for t in args.template or [None]
+        resolve_run(args.recipe, world_size=world_size(), template_file=path, overrides=args.set)
+        for path in args.template or [None]
     ]
     from gpt2_ds.parallel.process_group import join, leave
     from gpt2_ds.train.benchmark import benchmark  # torch and deepspeed: after the quick checks

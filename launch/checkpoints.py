@@ -1,4 +1,4 @@
-"""The checkpoints of a run: look at them, check, thin out or convert them.
+"""The checkpoints of a run: list, check, prune or convert them.
 
 examples:
   python launch/checkpoints.py list --run runs/quickstart
@@ -49,7 +49,7 @@ def arguments() -> dict[str, object]:
 
 
 def main() -> int:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `checkpoints.py list ... | head` is no failure
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `checkpoints.py list ... | head` must not fail
     options = arguments()
     return options.pop("do")(**options)
 

@@ -50,7 +50,7 @@ class Progress:
     Args:
         step: optimizer steps done.
         samples_seen: training sequences consumed.
-        skipped_updates: steps whose update was left out.
+        skipped_updates: steps whose update was skipped.
     """
 
     step: int
@@ -65,10 +65,10 @@ class RunFacts:
     Args:
         data_fingerprint: of the corpus.
         tokenizer_dir: copied into the checkpoint.
-        skipped_samples: ranges left out of the training order.
+        skipped_samples: ranges of the training order that are skipped.
         probe: tokens whose loss is saved.
         probe_loss: gives their loss now; collective.
-        uploader: sends complete checkpoints on; rank 0's, where `checkpoint.copy_to` is set.
+        uploader: copies complete checkpoints; on rank 0, where `checkpoint.copy_to` is set.
     """
 
     data_fingerprint: str
@@ -125,11 +125,11 @@ class Checkpoints:
         return self._writing is not None and self._writing.records.done()
 
     def begin(self, progress: Progress) -> None:
-        """Save what the run is now; waits first for a checkpoint that is still being written.
+        """Save the run as it is now; waits first for a checkpoint that is still being written.
 
         Raises:
             RunError: the checkpoint before could not be written, this one cannot be begun, or the
-                weights are no numbers any more.
+                loss of the probe batch is not finite.
         """
         self.finish()
         partial = self._folder / f"{step_name(progress.step)}.tmp"
@@ -172,7 +172,7 @@ class Checkpoints:
         random = copy_state(_random_states())
         path = partial / f"random_rank_{rank():05d}.pt"
         work.append(lambda: save_state(random, path, writing))
-        # On NVMe DeepSpeed keeps rows there, and copies each rank's: who wrote a file syncs it.
+        # DeepSpeed copies each rank's rows on NVMe there: the rank that wrote a file syncs it.
         swapped = partial / "offloaded_tensors" / f"rank{rank():02d}"
         work.append(lambda: [file for file in swapped.rglob("*") if file.is_file()])
         if rank() == 0:
@@ -260,10 +260,10 @@ class Checkpoints:
             self._facts.uploader.submit(final, gone)
 
     def _prune(self, heartbeat: Heartbeat) -> set[int]:
-        """Delete what the recipe does not keep; the steps that are gone."""
+        """Delete the checkpoints that the recipe does not keep; returns their steps."""
         try:
             found = complete_checkpoints(self._plan.run_dir)
-        except RunError as error:  # the new one is complete: no reason to end the run
+        except RunError as error:  # the new one is complete: the run need not end
             warn(str(error))
             return set()
         complete = {manifest.step: path for path, manifest in found}

@@ -1,4 +1,4 @@
-"""What launch/checkpoints.py does: look at a run's checkpoints, check, thin out, convert them."""
+"""What launch/checkpoints.py does: list a run's checkpoints, check, prune or convert them."""
 
 from __future__ import annotations
 
@@ -180,20 +180,20 @@ def reshard(run: Path, step: int | None, out: Path) -> int:
 
 
 def _whole_after_all(path: Path) -> str | None:
-    """The name of a checkpoint that was set aside and is right: its disk may have failed then."""
+    """The name of a quarantined checkpoint that is right: its disk may have failed then."""
     if ".damaged" not in path.name or (manifest := read_manifest(path)) is None:
         return None
     return None if damaged_files(path, manifest) else step_name(manifest.step)
 
 
 def leftovers(run: Path) -> list[Path]:
-    """What killed jobs did not finish, and damaged checkpoints that were set aside."""
+    """What killed jobs did not finish, and quarantined checkpoints."""
     found = (run / "checkpoints").glob("step_*")
     return sorted(path for path in found if re.fullmatch(r"step_[0-9]{8,}\..+", path.name))
 
 
 def _damaged(path: Path, manifest: CheckpointManifest) -> list[str]:
-    """As `damaged_files`, saying how far it is."""
+    """As `damaged_files`, with a progress bar."""
     damaged = []
     with ProgressBar(_n_bytes(manifest), title=f"{path.name}: ") as bar:
         for name, record in sorted(manifest.files.items()):

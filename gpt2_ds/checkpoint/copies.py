@@ -10,7 +10,7 @@ from gpt2_ds.parallel.agreement import by_rank_0
 
 
 def remote_of(plan: RunPlan, heartbeat: Heartbeat = UNHEARD) -> RemoteCheckpoints:
-    """Where the copies of this run are; the recipe asks for some.
+    """The copies of a run; its recipe must ask for them.
 
     Args:
         plan: the run.

@@ -1,4 +1,4 @@
-"""The files of a checkpoint as they are written: whole, and on the disk bit by bit."""
+"""Writes the files of a checkpoint: whole, and brought to the disk on the way."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SYNC_BYTES = 1 << 28
 class _WholeFile(FileIO):
     """Writes all that it is given, where the system takes at most 2 GiB at a time.
 
-    torch 2.13 takes no notice of how much was written: a larger tensor would be cut off in silence,
-    and the file hashed as it is. What is written is brought to the disk on the way: a disk that no
-    longer answers is then seen at once, not in the fsync after hundreds of gigabytes.
+    torch 2.13 ignores how much was written: a larger tensor would be cut off in silence, and the
+    file hashed as it is. What is written is brought to the disk on the way: a disk that does not
+    answer any more is then seen at once, not in the fsync after hundreds of gigabytes.
     """
 
     def __init__(self, path: Path, heartbeat: Heartbeat) -> None:
@@ -67,7 +67,7 @@ def save_state(state: Any, path: Path, heartbeat: Heartbeat = UNHEARD) -> list[P
 
 
 def done_now(work: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
-    """The result of `work`, taken at once; its failure comes when it is asked for."""
+    """Do `work` now; its failure is raised when the result is asked for."""
     now: Future[list[Path]] = Future()
     try:
         now.set_result(work())

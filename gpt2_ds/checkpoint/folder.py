@@ -1,4 +1,4 @@
-"""How a run's checkpoints lie on the disk, and how DeepSpeed cuts what is in one."""
+"""The folders of a run's checkpoints, and how DeepSpeed splits the state in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2_ds.hosts.launcher import world_size
 
 
 def layout_of(plan: RunPlan, engine: Any) -> str:
-    """How DeepSpeed cuts the state into files: equal text, equal cuts."""
+    """How DeepSpeed splits the state into files: equal text, equal split."""
     parts = {
         "world_size": world_size(),
         "zero_optimization": plan.template.zero_optimization.model_dump(exclude_none=True),
@@ -26,11 +26,11 @@ def layout_of(plan: RunPlan, engine: Any) -> str:
 def remove_partial(checkpoints: Path, needed: Path | None = None) -> None:
     """Delete what a killed job left unfinished.
 
-    What cannot be deleted is said, and stays: on NFS, a file that a process somewhere has open.
+    What cannot be deleted stays, with a warning: on NFS, a file that some process has open.
 
     Args:
         checkpoints: the folder that holds all of them.
-        needed: the one whose place is needed.
+        needed: the one that must be gone, as its name is needed.
 
     Raises:
         OSError: `needed` cannot be deleted.

@@ -41,14 +41,14 @@ class CheckpointManifest(BaseModel):
         world_size: ranks that wrote it.
         zero_stage: of the template it was written with.
         dtype: precision.dtype.
-        recipe_fingerprint: sha256 of what changes the result; asked where no recipe was saved.
+        recipe_fingerprint: sha256 of what changes the result; compared where no recipe was saved.
         data_fingerprint: of the dataset.
         versions: of torch, deepspeed and this project.
         files: path relative to the step directory to size and hash.
         layout: how DeepSpeed's files are cut; only a job with an equal text loads them as they are.
         probe_loss: nats per token of the stored probe batch, as the saved model gave it.
-        skipped_samples: ranges [first, end) of samples that were left out on request.
-        skipped_updates: updates left out since the start, their loss or gradient being no number.
+        skipped_samples: ranges [first, end) of samples that training skips, as asked.
+        skipped_updates: since the start, because loss or gradient was not finite.
         created: when, UTC, ISO 8601.
         sha256: of the text of the manifest with this field empty; `seal` puts it in.
     """
@@ -97,7 +97,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest | None:
     """The manifest of a step directory; None when it is missing or damaged, or a link.
 
     Raises:
-        RunError: it cannot be read, which says nothing of what it is.
+        RunError: it cannot be read, which does not mean that it is damaged.
     """
     path = checkpoint / MANIFEST
     try:
@@ -112,13 +112,13 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest | None:
 
 def _unreadable(path: Path, error: OSError) -> RunError:
     return RunError(
-        f"{path}: cannot be read: {error.strerror}. That is no damage, and nothing was changed. "
-        "See to this disk and to who may read it, then give the same command again."
+        f"{path}: cannot be read: {error.strerror}. That is not damage, and nothing was changed. "
+        "Check this disk and who may read it, then give the same command again."
     )
 
 
 def parse_manifest(raw: bytes) -> CheckpointManifest | None:
-    """The manifest that all bytes of a file are; None when they are damaged, or were not sealed."""
+    """The manifest in the bytes of a file; None: they are damaged, or were not sealed."""
     try:
         manifest = CheckpointManifest.model_validate_json(raw)
     except ValidationError:
@@ -148,7 +148,7 @@ def damaged_files(
         heartbeat: of the reading.
 
     Raises:
-        RunError: a file cannot be read, which says nothing of what is in it.
+        RunError: a file cannot be read, which does not mean that it is damaged.
     """
     names = sorted(manifest.files)[part::parts]
     return [
@@ -160,7 +160,7 @@ def is_inside(checkpoint: Path, name: str) -> bool:
     """Whether a name in a manifest stays in the step directory, links followed."""
     try:
         inside = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
-    except (OSError, ValueError, RuntimeError):  # too long; no name of a file; a loop of links
+    except (OSError, ValueError, RuntimeError):  # too long; not a file name; a loop of links
         return False
     return inside and ".." not in PurePosixPath(name).parts
 
@@ -183,7 +183,7 @@ def is_whole(
             and found.st_size == expected.bytes  # spares hashing what was cut off
             and hash_file(path, heartbeat) == expected
         )
-    except ValueError:  # no name of a file
+    except ValueError:  # not a file name
         return False
     except OSError as error:
         if error.errno in _NOTHING_THERE:
@@ -192,7 +192,7 @@ def is_whole(
 
 
 def step_folders(run_dir: Path) -> list[tuple[Path, CheckpointManifest | None]]:
-    """All that bears the name of a checkpoint, newest first, each with its manifest.
+    """Every folder with the name of a checkpoint and its manifest, newest first.
 
     None in place of a manifest: it is missing or damaged, or of another step, or the folder is a
     link. Hashes of files are not compared here.
@@ -256,7 +256,7 @@ def choose_checkpoint(run_dir: Path, step: int | None) -> tuple[Path, Checkpoint
         damaged = [MANIFEST] if manifest is None else damaged_files(path, manifest)
         if manifest is not None and not damaged:
             return path, manifest
-        warn(f"{path / damaged[0]}: damaged; this checkpoint is left out")
+        warn(f"{path / damaged[0]}: damaged; this checkpoint is skipped")
     if step is not None:
         raise user_error(f"--step {step}", "its checkpoint is damaged", "Choose another step.")
     raise user_error(f"--run {run_dir}", "every checkpoint is damaged", "Restore a copy.")

@@ -44,7 +44,7 @@ def probe_loss(
 
 
 def check_probe(checkpoint: Path, saved: float, loaded: float) -> None:
-    """Hold the loss after loading against the one when the checkpoint was saved. Collective.
+    """Compare the loss after loading with the loss when the checkpoint was saved. Collective.
 
     Raises:
         RunError: they differ, on some rank, by more than rounding can explain.

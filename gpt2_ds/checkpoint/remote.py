@@ -38,10 +38,10 @@ _WORDING = Wording(
     "it, then give the same command again.",
     wrong="{file}: {fault}",
 )
-# A copy may have many gigabytes; what is wrong twice is hardly the line.
+# A copy may have many gigabytes; bytes that are wrong twice are hardly the network's fault.
 _ATTEMPTS_AT_WRONG_BYTES = 2
-# s3fs cuts a large file into 10 parts of 50 MB that it holds and sends at a time: beside training,
-# memory says how many such files.
+# s3fs holds and sends 10 parts of 50 MB of a large file at a time: beside training, memory limits
+# how many such files are sent.
 _SENDS_AT_ONCE = 2
 
 
@@ -56,13 +56,13 @@ class RemoteCheckpoints:
 
     Args:
         address: of the run's folder: s3://, gs://, or a path.
-        attempts: how often to try in all what fails in a way that may pass.
+        attempts: how often to try in all, where a failure may pass.
         first_delay_seconds: before the second attempt; doubles up to 30 seconds.
-        stall_seconds: this long without a byte, a reading has failed.
+        stall_seconds: a read that gets no byte for so long has failed.
         heartbeat: of what is done with them.
 
     Raises:
-        UserError: nothing here knows such addresses or can write to them, or a package is missing.
+        UserError: such an address is not known or cannot be written to, or a package is missing.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class RemoteCheckpoints:
             run_dir: the run; the checkpoint comes into its folder of checkpoints.
 
         Returns:
-            The step directory. What had its name and was no complete checkpoint is set aside.
+            The step directory. A damaged folder of this name is quarantined.
 
         Raises:
             Damaged: the copy is not what was uploaded.
@@ -157,7 +157,7 @@ class RemoteCheckpoints:
             ExpectedFile(file, record.bytes, record.sha256)
             for file, record in manifest.files.items()
         ]
-        try:  # what is whole is there since a fetch that was broken off
+        try:  # a fetch that was interrupted has left whole files
             missing = missing_files(partial, files, heartbeat=self._heartbeat)
             fetch_files(self.files, missing, partial, under=f"{name}/")
         except WrongBytes as error:
@@ -166,7 +166,7 @@ class RemoteCheckpoints:
             return _finished(partial, manifest, raw)
 
     def manifest(self, step: int) -> CheckpointManifest:
-        """That of a copy.
+        """The manifest of a copy.
 
         Raises:
             Damaged: it is not what was uploaded.
@@ -204,7 +204,7 @@ class RemoteCheckpoints:
                 self._remove(step_name(step))
 
     def _remove(self, folder: str) -> None:
-        self.files.remove(f"{folder}/{MANIFEST}")  # first: now it is no checkpoint
+        self.files.remove(f"{folder}/{MANIFEST}")  # first: then it is not a checkpoint any more
         self.files.remove(folder)
 
     def _steps(self) -> list[int]:
@@ -240,7 +240,7 @@ def _how(n_bytes: int | None, record: FileRecord) -> str:
 
 
 class Uploader:
-    """Uploads in a thread of its own, one checkpoint at a time; the newest waits, older ones go.
+    """Uploads in its own thread, one checkpoint at a time; of those that wait, only the newest.
 
     A failure is a warning; training continues.
 
@@ -274,9 +274,9 @@ class Uploader:
         """Upload a complete step directory after the one that is under way.
 
         Args:
-            checkpoint: the step directory. One that waited in its place is forgotten.
-            gone: steps whose copies go too, once this one is complete. Others stay: this disk may
-                have lost what the copies still hold.
+            checkpoint: the step directory. An older one that still waits is dropped.
+            gone: steps whose copies are deleted, once this one is complete. Others stay: this disk
+                may have lost what the copies still hold.
         """
         with self._change:
             self._waiting = checkpoint
@@ -311,6 +311,6 @@ class Uploader:
             if self._gone:
                 self._remote.prune(set(self._remote.complete()) - self._gone)
         except Stopped:
-            return  # `close` has said it
+            return  # `close` has warned
         except Exception as error:  # whatever it is, it must be seen
             warn(f"{error} There is no copy of {checkpoint.name}; training continues.")

@@ -47,7 +47,7 @@ class Restored:
     Args:
         progress: where the run stands; step 0 when there was nothing.
         manifest: of the checkpoint; None when there was nothing.
-        passed_over: of each newer one that is damaged, which file of it, and how.
+        passed_over: why each newer checkpoint was skipped: the damaged file.
     """
 
     progress: Progress
@@ -65,10 +65,10 @@ def load_newest(
     until_step: int | None = None,
     heartbeat: Heartbeat = UNHEARD,
 ) -> Restored:
-    """Put the engine and the random states where the newest undamaged checkpoint left them.
+    """Load the newest undamaged checkpoint into the engine and the random generators. Collective.
 
-    Collective. Every file is hashed, and every pickle looked through, before one is loaded. One
-    that is newer elsewhere, or damaged here alone, is fetched.
+    Every file is hashed, and every pickle checked, before anything is loaded. A copy is fetched
+    where it is newer than what this disk has, or whole where this disk's is damaged.
 
     Args:
         plan: the run.
@@ -77,7 +77,8 @@ def load_newest(
         probe_loss: the loss of stored tokens, with what is loaded.
         strict: a damaged checkpoint is an error; otherwise the one before it is taken.
         heartbeat: of what takes long.
-        until_step: look only at checkpoints up to this step, and leave the run directory alone.
+        until_step: look only at checkpoints up to this step, and change nothing in the run
+            directory.
 
     Raises:
         UserError: the checkpoint is of another recipe or other data, or holds what it must not; or
@@ -85,7 +86,7 @@ def load_newest(
         RunError: there are checkpoints and all are damaged, or there were some and none is left; a
             file cannot be read; or what was loaded is not what was saved.
     """
-    looking = until_step is not None
+    read_only = until_step is not None
     search = heartbeat.during(f"looking for checkpoints of {plan.run_dir}")
     candidates = by_rank_0(
         lambda: find_candidates(plan, until_step=until_step, heartbeat=search), search
@@ -116,7 +117,7 @@ def load_newest(
         tokens = np.load(path / PROBE_FILE, allow_pickle=False)
         check_probe(path, manifest.probe_loss, probe_loss(tokens))
         _load_random_states(plan.recipe.seed, path, manifest)
-        if not looking:
+        if not read_only:
             passed = {newer.folder for newer in candidates if newer.step > candidate.step}
             by_rank_0(partial(_tidy, plan.run_dir, passed))
         progress = Progress(manifest.step, manifest.samples_seen, manifest.skipped_updates)
@@ -131,7 +132,7 @@ def load_newest(
                 "are damaged. Restore a copy; to begin at step 0, use another --run-dir."
             )
         )
-    if not looking:
+    if not read_only:
         by_rank_0(lambda: _tidy(plan.run_dir, set()))
     return Restored(Progress(0, 0))
 
@@ -139,7 +140,7 @@ def load_newest(
 def _fetch(
     plan: RunPlan, step: int, data_fingerprint: str, heartbeat: Heartbeat
 ) -> tuple[CheckpointManifest | None, str | None]:
-    """Fetch a copy: its manifest, or in what way it is not what was saved. Collective."""
+    """Fetch a copy: its manifest, or how it is damaged. Collective."""
     name = f"{plan.recipe.checkpoint.copy_to}: {step_name(step)}"
     fetching = heartbeat.during(f"fetching {name}")
 
@@ -155,7 +156,7 @@ def _fetch(
                 data_fingerprint=data_fingerprint,
             )
             say(
-                f"{remote.files.at(step_name(step))}: fetching this copy; this disk has no such one"
+                f"{remote.files.at(step_name(step))}: fetching this copy, which is not on this disk"
             )
             remote.fetch(step, plan.run_dir)
         except Damaged as damaged:
@@ -166,7 +167,7 @@ def _fetch(
 
 
 def _damage(path: Path, manifest: CheckpointManifest | None, heartbeat: Heartbeat) -> str | None:
-    """What is not what was saved, as any rank sees it: the first file. Collective.
+    """The first file that is not what was saved, as any rank sees it. Collective.
 
     Raises:
         RunError: a file cannot be read, or only some hosts see what was saved.
@@ -192,9 +193,9 @@ def _damage(path: Path, manifest: CheckpointManifest | None, heartbeat: Heartbea
     if other != 0 and by_rank_0(lambda: is_whole(path, name, record, checking), checking):
         raise on_all_ranks(
             RunError(
-                f"{path / name}: what was saved, as rank 0 reads it, and not as rank {other} does. "
-                "See whether all hosts see one and the same folder there, then give the same "
-                "command again; nothing was changed."
+                f"{path / name}: rank 0 reads what was saved, and rank {other} does not. Check "
+                "that all hosts see the same folder there, then give the same command again; "
+                "nothing was changed."
             )
         )
     return f"{path / name}: not what was saved"
@@ -222,7 +223,7 @@ def _check_together(
 
 
 def _refuse_disk(plan: RunPlan) -> None:
-    """The engine leaves out _load_zero_checkpoint, and copies the swapped files alone (0.19.8)."""
+    """DeepSpeed 0.19.8 skips _load_zero_checkpoint on NVMe, and copies only the swapped files."""
     offload = plan.template.zero_optimization.offload_optimizer
     if offload is not None and offload.device == "nvme":
         raise on_all_ranks(
@@ -249,7 +250,7 @@ def _load(
     optimizer = optimizer_named(plan.recipe.optimizer.name)
     if not optimizer.elastic and not (same_form and same_layout):
         here = layout_of(plan, engine)
-        raise _cannot_cut_anew(optimizer.title, plan.template_file, path, manifest, here)
+        raise _not_elastic(optimizer.title, plan.template_file, path, manifest, here)
     if same_form and same_layout:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
@@ -263,10 +264,10 @@ def _load(
     load_elastic(engine, ParameterStates(path), loading)
 
 
-def _cannot_cut_anew(
+def _not_elastic(
     title: str, template_file: str, path: Path, manifest: CheckpointManifest, layout: str
 ) -> UserError:
-    """Of an optimizer that is not elastic: `load_elastic` reads and fills other states."""
+    """The optimizer is not elastic: `load_elastic` reads and fills other states."""
     stage = manifest.zero_stage
     there, here = json.loads(manifest.layout), json.loads(layout)
     before, now = there.get("zero_optimization", {}), here["zero_optimization"]
@@ -285,7 +286,7 @@ def _cannot_cut_anew(
 
 
 def _load_random_states(seed: int, path: Path, manifest: CheckpointManifest) -> None:
-    """Those of this rank; a rank that the saved job did not have gets its own of this step."""
+    """The states of this rank; a rank that the saved job did not have draws anew from the seed."""
     file = path / f"random_rank_{rank():05d}.pt"
     if rank() >= manifest.world_size:
         torch.manual_seed(seed + 1 + rank() + manifest.samples_seen)
@@ -297,7 +298,7 @@ def _load_random_states(seed: int, path: Path, manifest: CheckpointManifest) -> 
 
 
 def _tidy(run_dir: Path, damaged: set[str]) -> None:
-    """Damaged checkpoints must not count as the newest again; what is unfinished goes."""
+    """Quarantine damaged checkpoints, or they would count as the newest; delete unfinished ones."""
     checkpoints = run_dir / "checkpoints"
     for name in damaged:
         quarantine(checkpoints / name)

@@ -1,4 +1,4 @@
-"""Which checkpoints have done their work."""
+"""Which checkpoints the recipe keeps, and how the others are deleted."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def to_delete(
 
 
 def best_step(complete: list[int], validation_losses: dict[int, float]) -> int | None:
-    """The step with the lowest validation loss, of equal ones the newest; None: none has one."""
+    """The step with the lowest validation loss, the newest of equal ones; None: no step has one."""
     validated = [step for step in complete if step in validation_losses]
     return min(validated, key=lambda step: (validation_losses[step], -step), default=None)
 
 
 def validation_losses(run_dir: Path) -> dict[int, float]:
-    """Nats per token by step, out of metrics.jsonl; what is no finite number is left out."""
+    """Nats per token by step, out of metrics.jsonl; losses that are not finite are skipped."""
     lines = read_metrics(run_dir, "validation_loss")
-    losses = {step: values["validation_loss"] for step, values in lines}  # done twice: the second
+    losses = {step: values["validation_loss"] for step, values in lines}  # the last of each step
     return {step: loss for step, loss in losses.items() if loss is not None}
 
 
 def delete(path: Path) -> None:
-    """Delete a folder, a file, or a link alone; nothing when there is none.
+    """Delete a folder, a file, or a link, not its target; nothing when there is none.
 
-    A checkpoint first gets the name of an unfinished one: if this is broken off, the half of it
-    that is left does not pass for complete.
+    A checkpoint first gets the name of an unfinished one: if this is interrupted, what is left of
+    it does not pass for complete.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)

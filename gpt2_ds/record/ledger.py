@@ -35,10 +35,10 @@ EVENTS: dict[Event, str] = {
     "resume": "The run resumed from a checkpoint.",
     "world_size": "It resumed with another number of ranks than it was saved with.",
     "zero_stage": "It resumed at another ZeRO stage than it was saved with.",
-    "skip_update": "An update was left out: its loss or gradient was no finite number.",
+    "skip_update": "An update was skipped: its loss or gradient was not finite.",
     "loss_spike": "The loss was far above that of the steps before.",
-    "skip_samples": "Samples are left out of training from now on, as asked.",
-    "fall_back": "A checkpoint, or a copy, was not what was saved; the next was taken.",
+    "skip_samples": "Training skips samples from now on, as asked.",
+    "fall_back": "A checkpoint, or a copy, was not what was saved; the one before was taken.",
     "stop": "A signal or a fault ended the process before the run was done.",
     "restart": "The launcher started the run again after a failure.",
     "slow_rank": "A rank took longer than the others for some time.",
@@ -67,7 +67,7 @@ class Ledger:
             step: optimizer steps done.
             tokens_seen: tokens seen by them.
             reason: why, for a person to read.
-            more: further values that JSON can hold; no finite number becomes its name.
+            more: further values that JSON can hold; "nan" or "inf" for one that is not finite.
 
         Raises:
             RunError: the disk is full or cannot be written to.
@@ -99,6 +99,6 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     """All whole lines, in order; empty where there is no file.
 
     Args:
-        path: ledger.jsonl. What a killed process left of a line is passed over.
+        path: ledger.jsonl. What a killed process left of a line is skipped.
     """
     return [event for _, event in read_json_lines(path)]

@@ -41,7 +41,7 @@ class Metrics:
             recipe.model.n_embd,
             recipe.data.seq_length,
         )
-        self._steps, self._wait, self._aside = 0, 0.0, 0.0
+        self._steps, self._wait, self._outside = 0, 0.0, 0.0
         self._since = time.perf_counter()
         self._validated_step = 0
 
@@ -73,11 +73,11 @@ class Metrics:
         self._wait += time.perf_counter() - start
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Time spent here (validation, saving) is no part of a step."""
+    def outside_steps(self) -> Iterator[None]:
+        """Time spent here (validation, saving) does not count as time of a step."""
         start = time.perf_counter()
         yield
-        self._aside += time.perf_counter() - start
+        self._outside += time.perf_counter() - start
 
     def step_done(self) -> None:
         """Count one optimizer step."""
@@ -96,19 +96,18 @@ class Metrics:
 
         Args:
             step: optimizer steps done.
-            loss: nats per token, the mean of all ranks; may be no finite number.
+            loss: nats per token, the mean of all ranks; may be not finite.
             learning_rate: of this update.
-            norm: of the gradient, before clipping; may be no finite number. None: as the engine
-                keeps it.
+            norm: of the gradient, before clipping; may be not finite. None: as the engine keeps it.
             tokens_by_source: seen so far, by the name of the source, where there are several.
-            skipped_updates: left out so far for a loss or gradient that was no finite number.
+            skipped_updates: so far, because loss or gradient was not finite.
         """
         worst = torch.tensor([self._wait, peak_memory_bytes()], dtype=torch.float64)
         worst = worst.to(local_device())
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
         longest_wait, peak_memory = worst.tolist()  # waits for the device: the time is complete
         now = time.perf_counter()
-        step_seconds = (now - self._since - self._aside) / self._steps
+        step_seconds = (now - self._since - self._outside) / self._steps
         tokens_seen = self._tokens_after(step)
         tokens = tokens_seen - self._tokens_after(step - self._steps)
         tokens_per_second = tokens / (step_seconds * self._steps)
@@ -129,12 +128,12 @@ class Metrics:
             "peak_memory_bytes": int(peak_memory),
             "loss_scale": loss_scale(self._engine),
         }
-        self._steps, self._wait, self._aside, self._since = 0, 0.0, 0.0, now
+        self._steps, self._wait, self._outside, self._since = 0, 0.0, 0.0, now
         self._write("train", step, values)
         tokens_left = self._tokens_after(self._plan.last_step) - tokens_seen
         left = timedelta(seconds=round(tokens_left / tokens_per_second))
         mfu = "" if values["mfu"] is None else f"  mfu {values['mfu']:.3f}"
-        skipped = f"  updates left out: {skipped_updates}" if skipped_updates else ""
+        skipped = f"  skipped updates: {skipped_updates}" if skipped_updates else ""
         say(
             f"step {step:>{len(str(self._plan.last_step))}}/{self._plan.last_step}  "
             f"loss {loss:.4f}  lr {learning_rate:.2e}  "
@@ -160,10 +159,11 @@ class Metrics:
         self._validated_step = step
         loss = sum(map(operator.mul, losses.values(), weights)) / sum(weights)
         perplexity = math.exp(min(loss, 700.0))
-        by_source = {f"loss_{name}": each for name, each in losses.items() if name}
+        named = {name: source_loss for name, source_loss in losses.items() if name}
+        by_source = {f"loss_{name}": source_loss for name, source_loss in named.items()}
         values = {"loss": loss, "perplexity": perplexity, "seconds": seconds}
         self._write("validation", step, values | by_source)
-        words = "".join(f"  {name} {each:.4f}" for name, each in losses.items() if name)
+        words = "".join(f"  {name} {source_loss:.4f}" for name, source_loss in named.items())
         say(f"validation after step {step}: loss {loss:.4f}  perplexity {perplexity:.2f}{words}")
 
     def _write(self, kind: str, step: int, values: dict[str, float | None]) -> None:

@@ -12,7 +12,7 @@ from gpt2_ds.files.durable_file import naming, write_durably
 from gpt2_ds.files.json_lines import append_json_line, read_json_lines
 
 Values = dict[str, float | None]
-"""By name; None: not finite, or no number at all."""
+"""By name; None: not finite, or not a number."""
 
 _LARGEST = sys.float_info.max
 
@@ -25,14 +25,14 @@ def metrics_path(run_dir: Path) -> Path:
 def read_metrics(
     run_dir: Path, holding: str = "", *, last_bytes: int | None = None
 ) -> Iterator[tuple[int, Values]]:
-    """The step and the values of each line, in order; whatever is no such line is skipped.
+    """The step and the values of each line, in order; any other line is skipped.
 
     A line is of a training step ("loss" and more) or of a validation ("validation_loss" and more).
 
     Args:
         run_dir: the run's folder; the file may be missing.
-        holding: only lines that have this value, if only as None.
-        last_bytes: look only at the lines in the last so many bytes; None: at all.
+        holding: only lines that have this value, even if it is None.
+        last_bytes: read only the lines in so many bytes at the end; None: all lines.
     """
     path = metrics_path(run_dir)
     for _, line in read_json_lines(path, holding=holding, last_bytes=last_bytes):
@@ -58,7 +58,7 @@ def append_metrics(run_dir: Path, step: int, values: Mapping[str, float]) -> Non
 
 
 def keep_metrics_until(run_dir: Path, step: int) -> int:
-    """Take off the lines of steps that will be done again, so that the file holds one curve.
+    """Remove the lines of steps that will be done again, so that the file holds one curve.
 
     Args:
         run_dir: the run's folder; the file may be missing.

@@ -59,7 +59,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The repository's commit, "+changes" behind it when files differ; "unknown" without git."""
+    """The repository's commit, with "+changes" when files differ; "unknown" without git."""
 
     def git(*words: str) -> str:
         done = subprocess.run(

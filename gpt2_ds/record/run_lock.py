@@ -23,10 +23,10 @@ class RunLock:
 
     The lock is the kernel's, on the file run.lock, and ends with the process however that ends.
     The file says who holds it, and stays: deleting it would let two jobs hold two files of one
-    name. Where the disk knows no locks, a warning is printed.
+    name. Where the disk does not support locks, a warning is printed.
 
     Args:
-        run_dir: made if need be.
+        run_dir: made where it is missing.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -70,8 +70,8 @@ class RunLock:
             if error.errno not in _NO_LOCKS:
                 raise
             warn(
-                f"{self._path}: this disk knows no locks ({error.strerror}); see to it that no "
-                "second job uses this run directory."
+                f"{self._path}: this disk does not support locks ({error.strerror}); make sure "
+                "that no second job uses this run directory."
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = f"{platform.node()} {os.getpid()} {now}\n".encode()

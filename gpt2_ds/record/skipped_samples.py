@@ -1,4 +1,4 @@
-"""`--skip-samples a:b`: leave samples out of training from now on, and write it down."""
+"""`--skip-samples a:b`: skip samples of training from now on, and write it down."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_ranges(words: Iterable[str]) -> Ranges:
         words: each `a:b`, samples a to b - 1 of the training order.
 
     Raises:
-        UserError: one is no such range, or holds no sample.
+        UserError: a word is not such a range, or its range holds no sample.
 
     >>> parse_ranges(["16:24", "100:101"])
     ((16, 24), (100, 101))
@@ -32,9 +32,9 @@ def parse_ranges(words: Iterable[str]) -> Ranges:
         found = _RANGE.fullmatch(word)
         first, end = (int(found[1]), int(found[2])) if found else (0, 0)
         if found is None:
-            what, fix = "is no range of samples", "Write a:b, two whole numbers from 0 on."
+            what, fix = "is not a range of samples", "Write a:b, two whole numbers from 0 on."
         elif first >= end:
-            what = "holds no sample: the second number is one behind the last one left out"
+            what = "holds no sample: the second number is one past the last skipped sample"
             fix = f"{first}:{first + 1} is sample {first} alone."
         else:
             ranges.append((first, end))
@@ -48,21 +48,21 @@ def parse_ranges(words: Iterable[str]) -> Ranges:
 def add_skipped(
     run_dir: Path, wanted: Iterable[tuple[int, int]], samples_seen: int
 ) -> tuple[Ranges, Ranges]:
-    """Leave more samples out of a run from now on, and write it down; on one rank.
+    """Skip more samples of a run from now on, and write it down; on one rank.
 
     Args:
         run_dir: the run's folder.
-        wanted: (first, one behind the last) of each; what is left out already is fine.
+        wanted: ranges [first, end); the run may skip some of them already.
         samples_seen: how many the run has been trained on.
 
     Returns:
-        All ranges that the run leaves out now, merged; and those of `wanted` that are new.
+        All ranges that the run skips now, merged; and those of `wanted` that are new.
 
     Raises:
         UserError: a range begins before the sample at which the run now stands.
     """
     known = read_skipped(run_dir)
-    fresh = tuple(each for each in wanted if merged([*known, each]) != known)
+    fresh = tuple(samples for samples in wanted if merged([*known, samples]) != known)
     now = Skipped(known).sample(samples_seen)
     faults = [
         Fault(

@@ -1,1 +1,1 @@
-"""The run itself: loop, schedule, checkpoint, logging."""
+"""The run itself: set-up, loop, validation, replay, benchmark."""

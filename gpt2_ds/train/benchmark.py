@@ -178,7 +178,7 @@ def _synchronized_seconds() -> float:
 
 
 def measure(contestants: dict[str, Step], *, steps: int, warmup_steps: int) -> list[Timing]:
-    """Time the contestants in turn, one step each, so that a change of the machine meets all.
+    """Time the contestants in turn, one step each, so that a change of the machine affects all.
 
     Args:
         contestants: name to step.
@@ -206,7 +206,7 @@ def report(plan: RunPlan, timings: list[Timing]) -> Iterator[str]:
     flops = flops_per_token(
         derived.n_parameters, recipe.model.n_layer, recipe.model.n_embd, recipe.data.seq_length
     )
-    plain = next((t.median for t in timings if t.name == PLAIN_TORCH), None)
+    plain = next((timing.median for timing in timings if timing.name == PLAIN_TORCH), None)
     yield (
         f"{plan.loaded.name}: {derived.n_parameters:,} parameters, {recipe.precision.dtype}, "
         f"{recipe.batch.global_batch_tokens:,} tokens a step, micro-batch "

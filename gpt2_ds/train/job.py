@@ -61,7 +61,7 @@ class Job:
 def joined(plan: RunPlan, corpus: Corpus, *, writes: bool) -> Iterator[Job | None]:
     """Join the other ranks, and check with them that the run can begin. Collective.
 
-    From here on each signal is heard, and a rank or machine that dies is named.
+    From here on each signal is handled, and a rank or machine that dies is named.
 
     Args:
         plan: the run.
@@ -73,7 +73,7 @@ def joined(plan: RunPlan, corpus: Corpus, *, writes: bool) -> Iterator[Job | Non
 
     Raises:
         UserError: the device, a shard of the data, or a machine does not fit.
-        RunError: the ranks did not find each other.
+        RunError: a rank did not come to the rendezvous.
     """
     timeout = plan.recipe.health.timeout_seconds
     # Collectives wait longer than the watchdog, which says which rank it is.
@@ -125,7 +125,7 @@ def leaving(plan: RunPlan, *, log: bool = True) -> Iterator[Outcome]:
 
 @contextmanager
 def _understood(plan: RunPlan) -> Iterator[None]:
-    """In place of what torch and the system raise: which setting or file it is, and the fix."""
+    """Replace what torch and the system raise: say which setting or file it is, and the fix."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -140,7 +140,7 @@ def _understood(plan: RunPlan) -> Iterator[None]:
 
 @contextmanager
 def explained(watchdog: Watchdog) -> Iterator[None]:
-    """In place of what torch raises where a peer is gone: which one, and how it ended."""
+    """Replace what torch raises where a peer is gone: say which one, and how it ended."""
     try:
         yield
     except RuntimeError as error:
@@ -151,7 +151,7 @@ def explained(watchdog: Watchdog) -> Iterator[None]:
 
 @contextmanager
 def noted(plan: RunPlan) -> Iterator[None]:
-    """Has a fault that ends the job written down."""
+    """Write a fault that ends the job into the ledger."""
     try:
         yield
     except (RunError, RuntimeError) as error:

@@ -60,7 +60,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
                 sources = run.samples.tokens_by_source(progress.samples_seen)
                 norm = taken.update.gradient_norm
                 metrics.log_step(step, taken.loss, taken.learning_rate, norm, sources, skipped)
-            with metrics.aside():
+            with metrics.outside_steps():
                 samples = run.samples.numbers(before.samples_seen, progress.samples_seen)
                 run.health.look_at(step, taken.loss, taken.update, samples)
                 if save_due:
@@ -79,7 +79,7 @@ def train_steps(run: Run, start: Progress) -> Progress:
 def _saved_before_the_end(checkpoints: Checkpoints) -> Iterator[None]:
     """Let what is being written become complete before an error of all ranks ends the run.
 
-    It is sound whatever the error says of the weights now: the ranks compared it before.
+    That checkpoint is sound, whatever the error says of the weights now: the ranks compared it.
     """
     try:
         yield
@@ -168,6 +168,6 @@ def evaluate(run: Run, progress: Progress) -> bool:
     seconds = time.perf_counter() - began
     weights = run.samples.weights(progress.samples_seen)
     run.metrics.log_validation(progress.step, losses, weights, seconds)
-    if all(map(math.isfinite, losses.values())):  # nothing can be drawn from weights without one
+    if all(map(math.isfinite, losses.values())):  # or no token can be drawn
         show_sample(run, progress.step)
     return False

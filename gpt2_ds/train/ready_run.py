@@ -70,7 +70,7 @@ class Step:
     """What one optimizer step gave; the same on every rank.
 
     Args:
-        loss: nats per token, mean over the global batch; nan where some part of it was no number.
+        loss: nats per token, mean over the global batch; nan where some rank's was not finite.
         learning_rate: of the update.
         update: whether it was taken, and the gradient norm.
         stop: some rank was asked to stop.

@@ -47,7 +47,7 @@ def replay(run: Run, start: Progress, step: int) -> float:
     say(
         f"step {step} again, from step {start.step}: loss {taken.loss:.17g}  gradient norm "
         f"{norm:.17g}  learning rate {taken.learning_rate:.17g}  samples {first}:{end}"
-        f"{'' if applied else '  (update left out)'}"
+        f"{'' if applied else '  (the update was skipped)'}"
     )
     say(f"then, in {metrics_path(plan.run_dir)}: {logged_then(plan.run_dir, step)}")
     say(f"python launch/inspect_data.py where --recipe {plan.loaded.file} --step {step}")

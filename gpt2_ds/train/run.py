@@ -144,11 +144,11 @@ def build_run(
         job: whose run it is.
         engine: that holds what was restored.
         restored: where the run stands.
-        skipped: ranges of samples that are left out.
+        skipped: ranges of samples that training skips.
         metrics: where numbers go.
         ledger: where events go.
         stack: closes what is opened here.
-        uploader: sends complete checkpoints on.
+        uploader: copies complete checkpoints.
     """
     plan, corpus, start = job.plan, job.corpus, restored.progress
     batches = plan.derived.batches
@@ -211,7 +211,7 @@ def _engine(plan: RunPlan, config: dict[str, Any]) -> Any:
 
 
 def _restore(job: Job, engine: Any, *, strict: bool, until_step: int | None = None) -> Restored:
-    """Put the engine where the newest checkpoint left it. Collective."""
+    """Load the newest checkpoint into the engine. Collective."""
     job.watchdog.mark(0, "loading")
     torch.manual_seed(job.plan.recipe.seed + 1 + rank())  # dropout differs between ranks
     restored = load_newest(
@@ -230,7 +230,7 @@ def _restore(job: Job, engine: Any, *, strict: bool, until_step: int | None = No
 def _uploader(
     job: Job, restored: Restored, sending: Heartbeat, stack: ExitStack
 ) -> Uploader | None:
-    """Sends complete checkpoints on; on rank 0, where the recipe asks for copies."""
+    """Copies complete checkpoints; on rank 0, where the recipe asks for copies."""
     plan = job.plan
     if rank() != 0 or plan.recipe.checkpoint.copy_to is None:
         return None
@@ -244,7 +244,7 @@ def _uploader(
 def _skip_samples(
     plan: RunPlan, options: StartOptions, restored: Restored, ledger: Ledger
 ) -> Ranges:
-    """The ranges that this run leaves out, with those asked for now written down."""
+    """The ranges that this run skips; those asked for now are written down."""
     start, manifest = restored.progress, restored.manifest
     if manifest is not None and not (plan.run_dir / SKIPPED_FILE).exists():
         add_skipped(plan.run_dir, tuple(manifest.skipped_samples), 0)  # from a copy elsewhere

@@ -68,8 +68,8 @@ def _until_stopped(
 def show_sample(run: Run, step: int) -> None:
     """Print a continuation of the recipe's prompt.
 
-    Under ZeRO-3 each forward is collective: so every rank computes the sample, and none stops early
-    at an end-of-text that another one may not draw.
+    Under ZeRO-3 each forward is collective: every rank computes the sample, and none stops early at
+    an end-of-text that another rank may not draw.
     """
     evaluation, tokenizer = run.plan.recipe.evaluation, run.corpus.tokenizer
     if evaluation.sample_tokens == 0:

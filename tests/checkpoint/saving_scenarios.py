@@ -247,7 +247,7 @@ def little_memory(bench: Bench) -> Found:
 
 
 def lost_weights(bench: Bench) -> Found:
-    """The loss of the probe batch is no number."""
+    """The loss of the probe batch is not finite."""
     run = bench.folder / "lost"
     whole = bench.checkpoints("lost")
     whole.begin(progress(1))

@@ -21,8 +21,8 @@ from tests.small_run import small_plan
 def found(plan: RunPlan, until_step: int | None = None) -> list[tuple[int, bool, bool]]:
     """Step, whether it is a copy, whether its manifest is right."""
     return [
-        (each.step, each.is_copy, each.manifest is not None)
-        for each in find_candidates(plan, until_step=until_step, heartbeat=UNHEARD)
+        (candidate.step, candidate.is_copy, candidate.manifest is not None)
+        for candidate in find_candidates(plan, until_step=until_step, heartbeat=UNHEARD)
     ]
 
 
@@ -79,7 +79,7 @@ def test_what_is_missing_here_is_said_though_this_disk_has_a_checkpoint(
 
 
 def lines(path: Path, *values: dict[str, object]) -> None:
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in values) + '{"torn')
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in values) + '{"torn')
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_rank_that_cannot_write_is_named_on_every_rank(
     name: str, behind: str, both: list[dict[str, Found]]
 ) -> None:
     (message, untouched, names, last), other = (
-        each["failures"][f"{name} {behind}"] for each in both
+        of_rank["failures"][f"{name} {behind}"] for of_rank in both
     )
     assert other[0] == message
     if name == "full":

@@ -51,7 +51,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     assert choose_checkpoint(tmp_path, None)[1].step == 1
     said = capsys.readouterr()
     damaged = tmp_path / "checkpoints/step_00000002/b.pt"
-    assert said.err == f"warning: {damaged}: damaged; this checkpoint is left out\n"
+    assert said.err == f"warning: {damaged}: damaged; this checkpoint is skipped\n"
     assert said.out == ""  # the sample goes there
     assert refusal(lambda: choose_checkpoint(tmp_path, 2)) == (
         "--step 2: its checkpoint is damaged. Choose another step."
@@ -77,7 +77,7 @@ def test_a_damaged_manifest_is_named_too(
             "--step 2: its checkpoint is damaged. Choose another step."
         )
     said = capsys.readouterr().err
-    assert said == f"warning: {damaged}: damaged; this checkpoint is left out\n"
+    assert said == f"warning: {damaged}: damaged; this checkpoint is skipped\n"
 
 
 def test_no_step_but_damaged_ones(tmp_path: Path) -> None:

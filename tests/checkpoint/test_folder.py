@@ -1,4 +1,4 @@
-"""Folders of checkpoints that are in the way: deleted where they may be, put aside where not."""
+"""Folders of checkpoints that are in the way: deleted where they may be, quarantined where not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_cannot_be_deleted_is_in_the_way_only_of_its_own_step(
         remove_partial(tmp_path, needed=busy)
 
 
-def test_damaged_checkpoints_are_put_aside_and_kept(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_quarantined_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / "step_00000003"
     quarantine(folder)  # is not there
     for number in range(3):

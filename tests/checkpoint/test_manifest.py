@@ -213,8 +213,8 @@ def test_what_cannot_be_read_is_no_damage(
     with pytest.raises(RunError) as refused:
         damaged_files(path, manifest)
     assert str(refused.value) == (
-        f"{path}/b.pt: cannot be read: not now. That is no damage, and nothing was changed. See to "
-        "this disk and to who may read it, then give the same command again."
+        f"{path}/b.pt: cannot be read: not now. That is not damage, and nothing was changed. Check "
+        "this disk and who may read it, then give the same command again."
     )
     broken_names.add(MANIFEST)
     for read in (lambda: read_manifest(path), lambda: step_folders(tmp_path)):

@@ -334,13 +334,13 @@ def test_bytes_that_the_line_made_wrong_are_read_once_more(
     assert line.endswith(": attempt 2 of 2 in 0.0 s")
 
 
-def test_what_had_its_name_is_set_aside(tmp_path: Path) -> None:
+def test_what_had_its_name_is_quarantined(tmp_path: Path) -> None:
     remote = remote_of(tmp_path / "away")
     remote.upload(save(tmp_path / "a", 1))
     flip(save(tmp_path / "b", 1) / MANIFEST)
     path = remote.fetch(1, tmp_path / "b")
     assert contents(path) == contents(tmp_path / "a/checkpoints" / step_name(1))
-    others = [each.name for each in path.parent.iterdir() if each != path]
+    others = [other.name for other in path.parent.iterdir() if other != path]
     assert len(others) == 1
     assert others[0].startswith(f"{path.name}.damaged")
 

@@ -251,13 +251,12 @@ def test_what_one_host_cannot_read_is_no_damage(data: Path, tmp_path: Path) -> N
     file = f"{tmp_path}/run/checkpoints/step_00000006/random_rank_00001.pt"
     assert zero == one
     assert zero["less"] == (
-        f"{file}: what was saved, as rank 0 reads it, and not as rank 1 does. See whether all "
-        "hosts see one and the same folder there, then give the same command again; nothing was "
-        "changed."
+        f"{file}: rank 0 reads what was saved, and rank 1 does not. Check that all hosts see the "
+        "same folder there, then give the same command again; nothing was changed."
     )
     assert zero["none"] == (
-        f"rank 1: {file}: cannot be read: Stale file handle. That is no damage, and nothing was "
-        "changed. See to this disk and to who may read it, then give the same command again."
+        f"rank 1: {file}: cannot be read: Stale file handle. That is not damage, and nothing was "
+        "changed. Check this disk and who may read it, then give the same command again."
     )
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step_*"))
     assert names == ["step_00000003", "step_00000006"]

@@ -92,7 +92,7 @@ def test_a_hostfile_behind_the_script() -> None:
     with pytest.raises(UserError) as caught:
         parse(["--recipe", "r.yaml", "--hostfile", "hosts"])
     assert str(caught.value) == (
-        "--hostfile hosts: is a word for deepspeed, and stands behind launch/train.py. Type "
+        "--hostfile hosts: is an option of deepspeed, but was given to launch/train.py. Type "
         "deepspeed --hostfile hosts launch/train.py ..."
     )
     assert parse(["--recipe", "r.yaml", "--hostfile", "hosts", "--dry-run"]).hostfile

@@ -43,7 +43,7 @@ class Engine:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """Two steps and a validation, then what is no number; what each rank said and saw."""
+    """Two steps and a validation, then what is not finite; what each rank said and saw."""
     import gpt2_ds.record.metrics as module
 
     engine, plan = Engine(), small_plan(folder / "data", folder / "run", world_size=2)
@@ -62,7 +62,7 @@ def report(folder: Path) -> dict[str, Any]:
             with metrics.waiting_for_data():
                 time.sleep(0.2 + 0.1 * rank())
             metrics.step_done()
-        with metrics.aside():
+        with metrics.outside_steps():
             time.sleep(3.0)
         metrics.log_step(2, 1.5, 3e-4, None, {}, 0)
         module.device_title = lambda: "NVIDIA H100 80GB HBM3"  # type: ignore[assignment]
@@ -97,7 +97,7 @@ def test_what_is_reported(tmp_path: Path) -> None:
     assert (two["step"], two["loss"], two["learning_rate"]) == (2, 1.5, 3e-4)
     assert (two["gradient_norm"], two["tokens_seen"]) == (0.25, 512)
     assert 0.3 <= two["data_wait_seconds"] < 0.6  # of the slower rank, a step
-    assert 0.2 <= two["step_seconds"] < 1.5  # without what was done aside
+    assert 0.2 <= two["step_seconds"] < 1.5  # without what was done outside steps
     assert two["tokens_per_second"] == pytest.approx(256 / two["step_seconds"])
     assert 50e6 < two["peak_memory_bytes"] < 8e9
 
@@ -133,8 +133,8 @@ def test_what_is_reported(tmp_path: Path) -> None:
     )
     assert "loss nan  " in lines[3]
     assert "  mfu 0." in lines[4]
-    assert "  updates left out: 2  0:" in lines[4]
-    assert "left out" not in lines[0]
+    assert "  skipped updates: 2  0:" in lines[4]
+    assert "skipped" not in lines[0]
     assert first["validated"] == second["validated"] == [True, False]
     assert second["printed"] == ""
     assert second["events"] == []

@@ -141,8 +141,8 @@ def test_a_disk_without_locks(
     monkeypatch.setattr(fcntl, "flock", refuse)
     enter(tmp_path)
     assert capfd.readouterr().err == (
-        f"warning: {tmp_path / 'run.lock'}: this disk knows no locks (Function not implemented); "
-        "see to it that no second job uses this run directory.\n"
+        f"warning: {tmp_path / 'run.lock'}: this disk does not support locks (Function not "
+        "implemented); make sure that no second job uses this run directory.\n"
     )
 
 

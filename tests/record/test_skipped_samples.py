@@ -24,7 +24,7 @@ def test_what_is_no_range_is_refused(word: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_ranges(["1:2", word])
     assert str(refused.value) == (
-        f"--skip-samples {word}: is no range of samples. Write a:b, two whole numbers from 0 on."
+        f"--skip-samples {word}: is not a range of samples. Write a:b, two whole numbers from 0 on."
     )
 
 
@@ -32,10 +32,10 @@ def test_every_empty_range_is_named() -> None:
     with pytest.raises(UserError) as refused:
         parse_ranges(["5:5", "7:8", "9:3"])
     assert str(refused.value) == (
-        "--skip-samples 5:5: holds no sample: the second number is one behind the last one left "
-        "out. 5:6 is sample 5 alone.\n"
-        "--skip-samples 9:3: holds no sample: the second number is one behind the last one left "
-        "out. 9:10 is sample 9 alone."
+        "--skip-samples 5:5: holds no sample: the second number is one past the last skipped "
+        "sample. 5:6 is sample 5 alone.\n"
+        "--skip-samples 9:3: holds no sample: the second number is one past the last skipped "
+        "sample. 9:10 is sample 9 alone."
     )
 
 
@@ -62,7 +62,7 @@ def test_the_same_command_again_is_fine_however_far_the_run_has_come(tmp_path: P
     [
         (8, (7, 9), 8, "Use 8:9."),
         (8, (2, 8), 8, "Begin at 8 or later."),
-        (16, (16, 40), 30, "Use 30:40."),  # 16 to 29 are left out: the run stands behind them
+        (16, (16, 40), 30, "Use 30:40."),  # 16 to 29 are skipped: the run stands after them
         (20, (33, 40), 34, "Use 34:40."),
     ],
 )
@@ -85,7 +85,7 @@ def test_the_next_sample_can_be_left_out(tmp_path: Path) -> None:
 
 
 def tokens_by_step(data: Path, folder: Path) -> list[dict[int, torch.Tensor]]:
-    """What two runs trained on: one whole, and one that leaves out the samples of step 5."""
+    """What two runs trained on: one whole, and one that skips the samples of step 5."""
     import gpt2_ds.train.loop as loop
     from gpt2_ds.train.run import train
 

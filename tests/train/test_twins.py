@@ -42,7 +42,7 @@ def train_in_two_parts(data: Path, runs: Path) -> dict[str, Any]:
 
 
 @pytest.mark.heavy(minutes=3)
-def test_every_recipes_twin_trains_saves_and_goes_on(tmp_path: Path) -> None:
+def test_every_recipes_twin_trains_saves_and_resumes(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
     print(run_ranks(train_in_two_parts, 2, tmp_path, data, tmp_path)[0])  # seconds of each
     for path in RECIPES:
@@ -56,7 +56,7 @@ def test_every_recipes_twin_trains_saves_and_goes_on(tmp_path: Path) -> None:
         assert batches.of_step(MIDDLE) == batches.levels[-1]
         losses = [loss for _, _, loss in found]
         assert sum(losses[-3:]) < sum(losses[:3]), path.stem
-        saved = {each.name for each in (plan.run_dir / "checkpoints").glob("step_*")}
+        saved = {path.name for path in (plan.run_dir / "checkpoints").glob("step_*")}
         every = plan.recipe.checkpoint.interval_steps
         due = [MIDDLE, *range(every, end, every), end]
         assert {f"step_{step:08d}" for step in due[-2:]} <= saved  # what keep_last leaves

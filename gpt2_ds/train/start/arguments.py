@@ -37,7 +37,7 @@ def start_options(args: argparse.Namespace, steps: int) -> StartOptions:
         steps: of the run.
 
     Raises:
-        UserError: the step to replay is not one of the run's; samples to skip are no range.
+        UserError: the run does not have the step to replay; samples to skip are not a range.
     """
     ranges = parse_ranges(args.skip_samples)
     if args.replay is not None and not 1 <= args.replay <= steps:
@@ -74,7 +74,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="A:B",
-        help="leave out samples A up to B, not B itself, of the order of training from now on",
+        help="skip samples A up to B, not B itself, of the order of training from now on",
     )
     add("--replay", type=int, metavar="STEP", help="take one past step again, and change nothing")
     add("--dry-run", action="store_true", help="print every value, its origin, what follows; stop")
@@ -84,7 +84,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if parsed.hostfile is not None and not parsed.dry_run:
         raise user_error(
             f"--hostfile {parsed.hostfile}",
-            "is a word for deepspeed, and stands behind launch/train.py",
+            "is an option of deepspeed, but was given to launch/train.py",
             f"Type deepspeed --hostfile {parsed.hostfile} launch/train.py ...",
         )
     return parsed

@@ -20,7 +20,7 @@ def show_run(plan: RunPlan, hostfile: Path | None, command: list[str]) -> int:
         hostfile: as the user named it.
         command: of this start.
     """
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `train.py --dry-run | head` is no failure
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `train.py --dry-run | head` must not fail
     if rank() == 0:
         nodes = [describe_nodes(hostfile, command)] if hostfile else []
         print(describe(plan), *nodes, sep="\n")

@@ -30,7 +30,7 @@ def check_together(
     Args:
         plan: the run.
         corpus: what it reads.
-        watchdog: over all ranks; it is told how far this is.
+        watchdog: over all ranks; it gets a heartbeat.
         stop: whether this rank was asked to stop.
         writes: the run writes into its directory; a replay does not.
 
@@ -54,7 +54,7 @@ def check_together(
 def verify_together(corpus: Corpus, watchdog: Watchdog, stop: StopRequest) -> None:
     """Hash the shards, shared among the ranks; what one rank finds ends them all. Collective.
 
-    It may take minutes: a rank that is asked to stop leaves the rest of it.
+    It may take minutes: a rank that is asked to stop skips the rest of it.
 
     Raises:
         UserError: a shard is damaged, or the ranks see different datasets at one path.
@@ -123,8 +123,8 @@ def use_cpu_adam(plan: RunPlan) -> bool:
 def clear_stale_locks(plan: RunPlan) -> None:
     """Remove the locks that dead builds left of the ops that a template loads. Collective.
 
-    One rank of each machine does it, before any of them builds: another could take the lock of a
-    build that has just begun for one that was left.
+    One rank of each machine does it, before any of them builds: a later one could take the lock of
+    a build that has just begun for a stale lock.
     """
     if rank() == local_ranks().start:
         for op in compiled_ops_of(plan.template):
@@ -135,10 +135,10 @@ def clear_stale_locks(plan: RunPlan) -> None:
 def compiled_ops_of(template: Template) -> list[str]:
     """DeepSpeed's names of the ops that it compiles and loads for a template (0.19.8)."""
     zero = template.zero_optimization
-    offloads = [each for each in (zero.offload_optimizer, zero.offload_param) if each is not None]
+    offloads = [offload for offload in (zero.offload_optimizer, zero.offload_param) if offload]
     ops = {
         "cpu_adam": zero.offload_optimizer is not None,
-        "async_io": any(each.device == "nvme" for each in offloads),
+        "async_io": any(offload.device == "nvme" for offload in offloads),
         "quantizer": zero.zero_quantized_weights or zero.zero_quantized_gradients,
     }
     return [op for op, loads in ops.items() if loads]
