@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2_ds.checkpoint.copies import remote_of
 from gpt2_ds.checkpoint.manifest import CheckpointManifest, step_folders, step_name
+from gpt2_ds.checkpoint.remote import remote_of
 from gpt2_ds.config.errors import RunError, warn
 from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.run_plan import RunPlan

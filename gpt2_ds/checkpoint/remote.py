@@ -20,12 +20,14 @@ from gpt2_ds.checkpoint.manifest import (
 )
 from gpt2_ds.config.errors import RunError, user_error, warn
 from gpt2_ds.config.recipe_file import LoadedRecipe, parse_stored
+from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.claimed_file import writing
 from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import RemoteFolder, Wording, WrongBytes
 from gpt2_ds.files.remote_source import Stopped, redacted
 from gpt2_ds.files.tree import ExpectedFile, fetch_files, in_parallel, missing_files
+from gpt2_ds.parallel.agreement import by_rank_0
 
 UPLOADING = "uploading.json"  # the manifest of an upload that has begun
 _WORDING = Wording(
@@ -237,6 +239,36 @@ def _finished(partial: Path, manifest: CheckpointManifest, raw: bytes) -> Path:
 
 def _how(n_bytes: int | None, record: FileRecord) -> str:
     return "not there" if n_bytes is None else f"{n_bytes} bytes, expected {record.bytes}"
+
+
+def remote_of(plan: RunPlan, heartbeat: Heartbeat = UNHEARD) -> RemoteCheckpoints:
+    """The copies of a run; its recipe must ask for them.
+
+    Args:
+        plan: the run.
+        heartbeat: of what is done with them.
+    """
+    return RemoteCheckpoints(
+        f"{(plan.recipe.checkpoint.copy_to or '').rstrip('/')}/{plan.run_dir.resolve().name}",
+        heartbeat=heartbeat,
+    )
+
+
+def copying(plan: RunPlan, heartbeat: Heartbeat) -> Heartbeat:
+    """The heartbeat of sending copies."""
+    return heartbeat.during(f"copying checkpoints to {plan.recipe.checkpoint.copy_to}")
+
+
+def finish_copy(plan: RunPlan, step: int, heartbeat: Heartbeat) -> None:
+    """Send the last checkpoint, or what is missing of its copy, before the job ends. Collective.
+
+    Raises:
+        RunError: it could not be sent. The same command tries again.
+    """
+    if plan.recipe.checkpoint.copy_to is not None:
+        checkpoint = plan.run_dir / "checkpoints" / step_name(step)
+        sending = copying(plan, heartbeat)
+        by_rank_0(lambda: remote_of(plan, sending).upload(checkpoint), sending)
 
 
 class Uploader:

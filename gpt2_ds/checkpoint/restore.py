@@ -14,7 +14,6 @@ import torch
 
 from gpt2_ds.checkpoint.candidates import find_candidates
 from gpt2_ds.checkpoint.checkpoint import Progress
-from gpt2_ds.checkpoint.copies import remote_of
 from gpt2_ds.checkpoint.folder import layout_of, quarantine, remove_partial
 from gpt2_ds.checkpoint.manifest import (
     MANIFEST,
@@ -26,7 +25,7 @@ from gpt2_ds.checkpoint.manifest import (
     step_name,
 )
 from gpt2_ds.checkpoint.probe import PROBE_FILE, Tokens, check_probe
-from gpt2_ds.checkpoint.remote import Damaged
+from gpt2_ds.checkpoint.remote import Damaged, remote_of
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks, user_error
 from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.optimizers import optimizer_named
@@ -92,7 +91,7 @@ def load_newest(
         lambda: find_candidates(plan, until_step=until_step, heartbeat=search), search
     )
     if candidates:
-        _refuse_disk(plan)
+        _refuse_nvme(plan)
     passed_over: list[str] = []
     for candidate in candidates:
         path = plan.run_dir / "checkpoints" / candidate.folder
@@ -222,7 +221,7 @@ def _check_together(
         raise on_all_ranks(UserError(*dict.fromkeys(fault for part in found for fault in part)))
 
 
-def _refuse_disk(plan: RunPlan) -> None:
+def _refuse_nvme(plan: RunPlan) -> None:
     """DeepSpeed 0.19.8 skips _load_zero_checkpoint on NVMe, and copies only the swapped files."""
     offload = plan.template.zero_optimization.offload_optimizer
     if offload is not None and offload.device == "nvme":
@@ -242,24 +241,19 @@ def _load(
 ) -> None:
     loading = heartbeat.of_main_thread(f"loading {path}")
     loading.beat()
-    same_form = (manifest.world_size, manifest.zero_stage) == (
-        world_size(),
-        plan.template.zero_optimization.stage,
-    )
-    same_layout = manifest.layout == layout_of(plan, engine)
-    optimizer = optimizer_named(plan.recipe.optimizer.name)
-    if not optimizer.elastic and not (same_form and same_layout):
-        here = layout_of(plan, engine)
-        raise _not_elastic(optimizer.title, plan.template_file, path, manifest, here)
-    if same_form and same_layout:
+    stage, layout = plan.template.zero_optimization.stage, layout_of(plan, engine)
+    now = (world_size(), stage, layout)
+    if (manifest.world_size, manifest.zero_stage, manifest.layout) == now:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
             raise RunError(f"{path}: DeepSpeed could not load it. Restore a copy of it.")
         return
+    optimizer = optimizer_named(plan.recipe.optimizer.name)
+    if not optimizer.elastic:
+        raise _not_elastic(optimizer.title, plan.template_file, path, manifest, layout)
     say(
         f"{path}: written by {counted(manifest.world_size, 'rank')} at ZeRO stage "
-        f"{manifest.zero_stage}; loading it into {world_size()} at stage "
-        f"{plan.template.zero_optimization.stage}"
+        f"{manifest.zero_stage}; loading it into {world_size()} at stage {stage}"
     )
     load_elastic(engine, ParameterStates(path), loading)
 

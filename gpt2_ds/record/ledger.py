@@ -15,37 +15,20 @@ from gpt2_ds.files.trouble import write_fault
 from gpt2_ds.hosts.launcher import rank
 
 Event = Literal[
-    "start",
-    "resume",
-    "world_size",
-    "zero_stage",
-    "skip_update",
-    "loss_spike",
-    "skip_samples",
-    "fall_back",
-    "stop",
-    "restart",
-    "slow_rank",
-    "replica",
-    "done",
+    "start",  # the run began at its first step
+    "resume",  # the run resumed from a checkpoint
+    "world_size",  # it resumed with another number of ranks than it was saved with
+    "zero_stage",  # it resumed at another ZeRO stage than it was saved with
+    "skip_update",  # an update was skipped: its loss or gradient was not finite
+    "loss_spike",  # the loss was far above that of the steps before
+    "skip_samples",  # training skips samples from now on, as asked
+    "fall_back",  # a checkpoint, or a copy, was not what was saved; the one before was taken
+    "stop",  # a signal or a fault ended the process before the run was done
+    "restart",  # the launcher started the run again after a failure
+    "slow_rank",  # a rank took longer than the others for some time
+    "replica",  # weights that all ranks hold alike were not alike
+    "done",  # the run took its last step
 ]
-
-EVENTS: dict[Event, str] = {
-    "start": "The run began at its first step.",
-    "resume": "The run resumed from a checkpoint.",
-    "world_size": "It resumed with another number of ranks than it was saved with.",
-    "zero_stage": "It resumed at another ZeRO stage than it was saved with.",
-    "skip_update": "An update was skipped: its loss or gradient was not finite.",
-    "loss_spike": "The loss was far above that of the steps before.",
-    "skip_samples": "Training skips samples from now on, as asked.",
-    "fall_back": "A checkpoint, or a copy, was not what was saved; the one before was taken.",
-    "stop": "A signal or a fault ended the process before the run was done.",
-    "restart": "The launcher started the run again after a failure.",
-    "slow_rank": "A rank took longer than the others for some time.",
-    "replica": "Weights that all ranks hold alike were not alike.",
-    "done": "The run took its last step.",
-}
-"""Each event and what it says."""
 
 
 class Ledger:

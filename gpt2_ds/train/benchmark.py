@@ -31,7 +31,7 @@ from gpt2_ds.health.watchdog import Watchdog
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.model import GPT2Config, GPT2LMHeadModel
 from gpt2_ds.parallel.agreement import gathered
-from gpt2_ds.parallel.engine import build_engine, parameter_groups
+from gpt2_ds.parallel.engine import parameter_groups
 from gpt2_ds.parallel.process_group import device_title, local_device, peak_memory_bytes
 from gpt2_ds.plan.flops import flops_per_token, model_flops_utilization
 from gpt2_ds.plan.printing import size
@@ -40,11 +40,12 @@ from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
 from gpt2_ds.train.loop import take_step
 from gpt2_ds.train.ready_run import StepContext
-from gpt2_ds.train.start.first_checks import check_device, clear_stale_locks, use_cpu_adam
-from gpt2_ds.train.start.start_up import start_up_words
+from gpt2_ds.train.run import engine_config, new_engine
+from gpt2_ds.train.start.first_checks import check_device
+from gpt2_ds.train.start.job_record import start_up_words
 
 PLAIN_TORCH = "plain torch"
-Step = Callable[[int], None]
+TimedStep = Callable[[int], None]
 """Takes one optimizer step, given its number from 0 on."""
 
 
@@ -80,7 +81,7 @@ class RandomTokens:
 
 def engine_step(
     plan: RunPlan, micro_batches: list[Tensor], watched: tuple[StopRequest, Watchdog]
-) -> Step:
+) -> TimedStep:
     """One optimizer step as the training loop takes it: `take_step`, with all that it watches.
 
     Args:
@@ -88,14 +89,7 @@ def engine_step(
         micro_batches: of one step.
         watched: signals and ranks, as in a run.
     """
-    config = without_monitors(plan.deepspeed(cpu_adam=use_cpu_adam(plan)))
-    clear_stale_locks(plan)
-    engine = build_engine(
-        GPT2Config(**model_fields(plan.recipe, plan.derived.vocab_size)),
-        config,
-        seed=plan.recipe.seed,
-        compile_model=plan.recipe.model.compile,
-    )
+    engine = new_engine(plan, without_monitors(engine_config(plan)))
     nothing_saved = RunFacts(
         data_fingerprint="",
         tokenizer_dir=plan.run_dir,
@@ -124,7 +118,7 @@ def engine_step(
     return step
 
 
-def plain_torch_step(plan: RunPlan, micro_batches: list[Tensor]) -> Step:
+def plain_torch_step(plan: RunPlan, micro_batches: list[Tensor]) -> TimedStep:
     """The same step of the same model without DeepSpeed: what one would write by hand.
 
     16-bit recipes run under autocast with fp32 weights. One process only.
@@ -162,7 +156,7 @@ def plain_torch_step(plan: RunPlan, micro_batches: list[Tensor]) -> Step:
 
 
 def random_micro_batches(plan: RunPlan) -> list[Tensor]:
-    """One step's tokens for this rank; speed does not depend on what they say."""
+    """One step's tokens for this rank."""
     recipe, device = plan.recipe, local_device()
     shape = (recipe.batch.micro_batch_size, recipe.data.seq_length + 1)
     return [
@@ -177,7 +171,7 @@ def _synchronized_seconds() -> float:
     return time.perf_counter()
 
 
-def measure(contestants: dict[str, Step], *, steps: int, warmup_steps: int) -> list[Timing]:
+def measure(contestants: dict[str, TimedStep], *, steps: int, warmup_steps: int) -> list[Timing]:
     """Time the contestants in turn, one step each, so that a change of the machine affects all.
 
     Args:
@@ -247,7 +241,7 @@ def benchmark(
     for plan in plans:
         check_device(plan)
     micro_batches = random_micro_batches(plans[0])
-    contestants: dict[str, Step] = {}
+    contestants: dict[str, TimedStep] = {}
     if plain_torch:
         contestants[PLAIN_TORCH] = plain_torch_step(plans[0], micro_batches)
     timeout = plans[0].recipe.health.timeout_seconds

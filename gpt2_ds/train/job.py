@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -150,19 +151,19 @@ def explained(watchdog: Watchdog) -> Iterator[None]:
 
 
 @contextmanager
-def noted(plan: RunPlan) -> Iterator[None]:
+def noted(run_dir: Path) -> Iterator[None]:
     """Write a fault that ends the job into the ledger."""
     try:
         yield
     except (RunError, RuntimeError) as error:
-        note_fault(plan, str(error))
+        note_fault(run_dir, str(error))
         raise
 
 
 @contextmanager
-def locked(plan: RunPlan) -> Iterator[None]:
+def locked(run_dir: Path) -> Iterator[None]:
     """Only one job at a time writes a run directory. Collective."""
-    lock = RunLock(plan.run_dir)
+    lock = RunLock(run_dir)
 
     def take() -> None:
         lock.__enter__()

@@ -21,7 +21,7 @@ from gpt2_ds.plan.learning_rate import learning_rate
 from gpt2_ds.record.metrics import Metrics
 from gpt2_ds.record.terminal import say
 from gpt2_ds.train.ready_run import Run, Step, StepContext
-from gpt2_ds.train.start.start_up import start_up_words
+from gpt2_ds.train.start.job_record import start_up_words
 from gpt2_ds.train.validation import StoppedEarly, show_sample, validate
 
 

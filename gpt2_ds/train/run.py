@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from gpt2_ds.checkpoint.checkpoint import Checkpoints, RunFacts
-from gpt2_ds.checkpoint.copies import copying, finish_copy, remote_of
 from gpt2_ds.checkpoint.manifest import step_name
 from gpt2_ds.checkpoint.probe import probe_loss, probe_tokens
-from gpt2_ds.checkpoint.remote import Uploader
+from gpt2_ds.checkpoint.remote import Uploader, copying, finish_copy, remote_of
 from gpt2_ds.checkpoint.restore import Restored, load_newest
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import model_fields
@@ -62,10 +61,10 @@ def train(plan: RunPlan, corpus: Corpus, options: StartOptions = RESUME) -> int:
     with joined(plan, corpus, writes=True) as job:
         if job is None:
             return EXIT_PREEMPTED
-        with locked(plan), noted(plan), explained(job.watchdog):
-            config = _engine_config(job)
+        with locked(plan.run_dir), noted(plan.run_dir), explained(job.watchdog):
+            config = engine_config(plan)
             by_rank_0(lambda: write_run_files(plan, config, job.hosts))
-            engine = _engine(plan, config)
+            engine = new_engine(plan, config)
             restored = _restore(job, engine, strict=options.strict)
             start, ledger = restored.progress, Ledger(plan.run_dir)
             skipped = by_rank_0(lambda: _skip_samples(plan, options, restored, ledger))
@@ -117,7 +116,7 @@ def replay_step(plan: RunPlan, corpus: Corpus, step: int, *, strict: bool = Fals
     with joined(plan, corpus, writes=False) as job:
         if job is None:
             return EXIT_PREEMPTED
-        engine = _engine(plan, without_monitors(_engine_config(job)))
+        engine = new_engine(plan, without_monitors(engine_config(plan)))
         restored = _restore(job, engine, strict=strict, until_step=step - 1)
         skipped = by_rank_0(lambda: read_skipped(plan.run_dir))
         say(headline(plan, restored.progress.step))
@@ -193,14 +192,15 @@ def build_run(
     )
 
 
-def _engine_config(job: Job) -> dict[str, Any]:
+def engine_config(plan: RunPlan) -> dict[str, Any]:
     """Exactly what `deepspeed.initialize` gets, once its compiled ops can be loaded. Collective."""
-    config = job.plan.deepspeed(cpu_adam=use_cpu_adam(job.plan))
-    clear_stale_locks(job.plan)
+    config = plan.deepspeed(cpu_adam=use_cpu_adam(plan.template))
+    clear_stale_locks(plan.template)
     return config
 
 
-def _engine(plan: RunPlan, config: dict[str, Any]) -> Any:
+def new_engine(plan: RunPlan, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the run's model with its first weights. Collective."""
     recipe = plan.recipe
     return build_engine(
         GPT2Config(**model_fields(recipe, plan.derived.vocab_size)),

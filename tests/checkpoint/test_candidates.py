@@ -9,8 +9,8 @@ import pytest
 
 from gpt2_ds.checkpoint import candidates
 from gpt2_ds.checkpoint.candidates import find_candidates
-from gpt2_ds.checkpoint.copies import remote_of
 from gpt2_ds.checkpoint.manifest import MANIFEST, step_name
+from gpt2_ds.checkpoint.remote import remote_of
 from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.files.heartbeat import UNHEARD

@@ -101,13 +101,13 @@ def check_device(plan: RunPlan) -> None:
     check_needs(plan.template, plan.template_file, on_cpu=on_cpu)
 
 
-def use_cpu_adam(plan: RunPlan) -> bool:
+def use_cpu_adam(template: Template) -> bool:
     """DeepSpeedCPUAdam under offload, where every rank can build its op; torch's AdamW otherwise.
 
     Collective. A remote shell may lack what is on the PATH of another: with two kinds of optimizer
     the ranks would wait for each other in different collectives.
     """
-    if plan.template.zero_optimization.offload_optimizer is None:
+    if template.zero_optimization.offload_optimizer is None:
         return False
     if lacking := [i for i, able in enumerate(gathered(can_build())) if not able]:
         where = "" if len(lacking) == world_size() else f" on rank {lacking[0]}, too"
@@ -120,14 +120,14 @@ def use_cpu_adam(plan: RunPlan) -> bool:
     return True
 
 
-def clear_stale_locks(plan: RunPlan) -> None:
+def clear_stale_locks(template: Template) -> None:
     """Remove the locks that dead builds left of the ops that a template loads. Collective.
 
     One rank of each machine does it, before any of them builds: a later one could take the lock of
     a build that has just begun for a stale lock.
     """
     if rank() == local_ranks().start:
-        for op in compiled_ops_of(plan.template):
+        for op in compiled_ops_of(template):
             clear_stale_lock(op, nodes=nodes())
     gathered(None)
 

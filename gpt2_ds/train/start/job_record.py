@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from pathlib import Path
 
 from gpt2_ds.checkpoint.checkpoint import Progress
 from gpt2_ds.checkpoint.manifest import complete_checkpoints, step_name
@@ -11,6 +13,7 @@ from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED
 from gpt2_ds.config.numbers import counted
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import world_size
+from gpt2_ds.hosts.process import Process, launchers
 from gpt2_ds.hosts.supervisor import attempt
 from gpt2_ds.parallel.process_group import device_title
 from gpt2_ds.record.ledger import Event, Ledger
@@ -43,13 +46,13 @@ def note_start(plan: RunPlan, restored: Restored, ledger: Ledger) -> None:
         note("zero_stage", f"stage {manifest.zero_stage} before, {stage} now")
 
 
-def note_fault(plan: RunPlan, reason: str) -> None:
+def note_fault(run_dir: Path, reason: str) -> None:
     """Write down why this job ends, where that can still be written."""
     with suppress(Exception):  # the fault itself is what the user must see
-        saved = complete_checkpoints(plan.run_dir)
+        saved = complete_checkpoints(run_dir)
         step = saved[0][1].step if saved else 0
         tokens_seen = saved[0][1].tokens_seen if saved else 0
-        Ledger(plan.run_dir).write("stop", step=step, tokens_seen=tokens_seen, reason=reason)
+        Ledger(run_dir).write("stop", step=step, tokens_seen=tokens_seen, reason=reason)
 
 
 def note_end(plan: RunPlan, end: Progress, ledger: Ledger, reasons: str, owed: bool) -> int:
@@ -79,6 +82,22 @@ def headline(plan: RunPlan, step: int) -> str:
         f"micro-steps), ZeRO stage {zero}, {plan.recipe.precision.dtype}, on {device_title()}; "
         f"{begin}"
     )
+
+
+def start_up_words() -> str:
+    """After the first step: its seconds from the command, and how many the launcher took.
+
+    The command is `deepspeed` or torchrun where one of them started this process on this machine.
+    """
+    this = Process.find(os.getpid())
+    assert this is not None
+    own = this.age_seconds()
+    above = launchers(Process.find(os.getppid()))
+    if not above:
+        return f"first step done {own:.1f} s after the command"
+    whole = above[-1].age_seconds()
+    launcher = f"{whole - own:.1f} s of it its launcher"
+    return f"first step done {whole:.1f} s after the command, {launcher}"
 
 
 def next_words(plan: RunPlan, step: int) -> str:

@@ -17,12 +17,13 @@ def _chosen(folder: Path, cases: list[list[Path]]) -> list[tuple[bool, str]]:
     from gpt2_ds.train.start.first_checks import use_cpu_adam
 
     os.environ.pop("CXX", None)
-    plan, found = small_plan("data", folder, template="zero3_offload", world_size=2), []
+    plan = small_plan("data", folder, template="zero3_offload", world_size=2)
+    found = []
     for paths in cases:
         os.environ["PATH"] = str(paths[rank()])
         said = io.StringIO()
         with redirect_stdout(said):
-            found.append((use_cpu_adam(plan), said.getvalue()))
+            found.append((use_cpu_adam(plan.template), said.getvalue()))
     return found
 
 

@@ -86,7 +86,7 @@ def clear_twice(folder: Path) -> tuple[list[list[str]], str]:
                 (root / op / "lock").touch()
         gathered(None)
         with redirect_stderr(said):
-            first_checks.clear_stale_locks(nvme)
+            first_checks.clear_stale_locks(nvme.template)
         left.append(sorted(path.parent.name for path in root.glob("*/lock")))
     return left, said.getvalue()
 
