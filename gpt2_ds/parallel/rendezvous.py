@@ -86,7 +86,7 @@ def rendezvous(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
         answer = {
             "missing": _sentence(missing, timeout_seconds) if missing else "",
             "faults": [asdict(fault) for fault in faults],
-            "addresses": list(dict.fromkeys(each.address for each in everyone)),
+            "addresses": list(dict.fromkeys(member.address for member in everyone)),
         }
         store.set("answer", json.dumps(answer))
         if missing or faults:
@@ -105,7 +105,7 @@ def rendezvous(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
 
 def _everyone(store: PrefixStore) -> list[Present]:
     """What each rank said of itself, by rank."""
-    names = [f"here/{one}" for one in range(world_size())]
+    names = [f"here/{i}" for i in range(world_size())]
     return [Present(**json.loads(text)) for text in store.multi_get(names)]
 
 
@@ -116,14 +116,14 @@ def unfit(everyone: Sequence[Present], hosts: list[str] | None) -> list[Fault]:
         everyone: what each rank says of itself, by rank.
         hosts: of each rank, in the launcher's words; None where it does not tell.
     """
-    names = hosts or [each.host for each in everyone]
-    kinds = [each.kind for each in everyone]
+    names = hosts or [member.host for member in everyone]
+    kinds = [member.kind for member in everyone]
     # Rather a device than a CPU: where a driver fails, DeepSpeed takes the CPU.
     most = max(kinds, key=lambda kind: (kind != "cpu", kinds.count(kind)), default="")
-    others = [one for one, kind in enumerate(kinds) if kind != most]
+    others = [i for i, kind in enumerate(kinds) if kind != most]
     faults = []
-    for host in dict.fromkeys(names[one] for one in others):
-        here = [one for one in others if names[one] == host]
+    for host in dict.fromkeys(names[i] for i in others):
+        here = [i for i in others if names[i] == host]
         faults.append(
             Fault(
                 describe_ranks(here, names),
@@ -133,16 +133,16 @@ def unfit(everyone: Sequence[Present], hosts: list[str] | None) -> list[Fault]:
             )
         )
     short: dict[str, int] = {}
-    for one, each in enumerate(everyone):
-        if each.kind == most != "cpu" and each.local_rank >= each.devices:
-            short.setdefault(names[one], one)
-    for host, one in short.items():
-        count = everyone[one].devices
+    for i, member in enumerate(everyone):
+        if member.kind == most != "cpu" and member.local_rank >= member.devices:
+            short.setdefault(names[i], i)
+    for host, i in short.items():
+        count = everyone[i].devices
         faults.append(
             Fault(
                 f"host {host}",
-                f"has {count} devices, and rank {one} would take number "
-                f"{everyone[one].local_rank} of them, counted from 0",
+                f"has {count} devices, and rank {i} would take number "
+                f"{everyone[i].local_rank} of them, counted from 0",
                 f"Write slots={count} for it in the hostfile, or start {count} ranks there."
                 if count
                 else f"See what nvidia-smi says on {host}.",
@@ -157,7 +157,7 @@ def _wait_for_others(store: PrefixStore, timeout_seconds: float) -> list[int]:
     began = time.monotonic()
     word_at = began + _FIRST_WORD_SECONDS
     while True:
-        missing = [one for one in missing if not store.check([f"here/{one}"])]
+        missing = [i for i in missing if not store.check([f"here/{i}"])]
         now = time.monotonic()
         if not missing or now - began >= timeout_seconds:
             return missing
@@ -196,7 +196,7 @@ def describe_ranks(ranks: list[int], hosts: list[str] | None) -> str:
         return _numbers(ranks)
     parts = [
         f"host {host} ({_numbers(list(group))})"
-        for host, group in groupby(ranks, key=lambda one: hosts[one])
+        for host, group in groupby(ranks, key=lambda i: hosts[i])
     ]
     return " and ".join(parts)
 

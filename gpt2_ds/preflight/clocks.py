@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gpt2_ds.hosts.launcher import world_size
 from gpt2_ds.parallel.agreement import gathered, totals
-from gpt2_ds.preflight.comparisons import one_a_node
+from gpt2_ds.preflight.comparisons import one_per_node
 from gpt2_ds.preflight.rank_facts import RankFacts
 from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
@@ -32,13 +32,13 @@ def clocks(facts: Sequence[RankFacts], clock: Callable[[], float] = time.time) -
         totals([0.0])  # no rank comes out before all went in
         moments.append((before, clock()))
     skews = certain_skews(gathered(moments))
-    off = [(each, skews[each.rank]) for each in one_a_node(facts)]
-    wrong = [(each, skew) for each, skew in off if abs(skew) > _WARNING_SECONDS]
+    off = [(node, skews[node.rank]) for node in one_per_node(facts)]
+    wrong = [(node, skew) for node, skew in off if abs(skew) > _WARNING_SECONDS]
     worst = max(abs(skew) for _, skew in off)
     if wrong:
         text = ", ".join(
-            f"{each.host} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} rank 0's host"
-            for each, skew in wrong
+            f"{node.host} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} rank 0's host"
+            for node, skew in wrong
         )
         return (failed if worst > _FAILED_SECONDS else warning)("clocks", text, _FIX)
     return ok("clocks", f"at most {_WARNING_SECONDS:g} s apart")

@@ -25,17 +25,17 @@ def who(facts: Sequence[RankFacts]) -> str:
         facts: of the ranks that are meant.
     """
     hosts: dict[tuple[int, str], list[int]] = {}
-    for each in facts:
-        hosts.setdefault((each.node, each.host), []).append(each.rank)
+    for fact in facts:
+        hosts.setdefault((fact.node, fact.host), []).append(fact.rank)
     return ", ".join(
         f"{host} ({'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))})"
         for (_, host), ranks in hosts.items()
     )
 
 
-def one_a_node(facts: Sequence[RankFacts]) -> list[RankFacts]:
+def one_per_node(facts: Sequence[RankFacts]) -> list[RankFacts]:
     """The first rank of each machine."""
-    return list({each.node: each for each in reversed(facts)}.values())[::-1]
+    return list({fact.node: fact for fact in reversed(facts)}.values())[::-1]
 
 
 def alike(
@@ -55,8 +55,8 @@ def alike(
         differs: makes the check then: `failed` or `warning`.
     """
     holders: dict[str, list[RankFacts]] = {}
-    for each in facts:
-        holders.setdefault(value(each), []).append(each)
+    for fact in facts:
+        holders.setdefault(value(fact), []).append(fact)
     most = max(holders, key=lambda found: len(holders[found]))  # of equally many, rank 0's
     if len(holders) == 1:
         return ok(name, most)
@@ -72,7 +72,7 @@ def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
         alike(
             name,
             facts,
-            lambda each, name=name: each.versions[name],  # type: ignore[misc]
+            lambda fact, name=name: fact.versions[name],  # type: ignore[misc]
             _FIXES.get(
                 name,
                 f"Install one version of {name} on all machines: pip install -r requirements.txt.",
@@ -84,20 +84,20 @@ def versions_alike(facts: Sequence[RankFacts]) -> list[Check]:
 
 def gpus_alike(facts: Sequence[RankFacts]) -> list[Check]:
     """Model and driver of the GPUs. A run can live with two, at the pace of the slower."""
-    if not any(each.devices for each in facts):
+    if not any(fact.devices for fact in facts):
         return []
     return [
         alike(
             "GPU model",
             facts,
-            lambda each: each.device_model,
+            lambda fact: fact.device_model,
             "Leave the slower ones out: all wait for them in each step.",
             warning,
         ),
         alike(
             "GPU driver",
             facts,
-            lambda each: each.driver or "none that it shows",
+            lambda fact: fact.driver or "none that it shows",
             "Bring them to one release before you look for a slow or failing machine elsewhere.",
             warning,
         ),
@@ -109,37 +109,37 @@ def project_alike(facts: Sequence[RankFacts]) -> list[Check]:
 
     # The files decide: git may be missing on a machine, or refuse another user's folder.
     code: dict[str, str] = {}
-    for each in facts:
-        commit, plus, _ = each.commit.partition("+")
-        words = f"commit {commit[:12]}{plus and ' with changes'}, code {each.sources[:8]}"
-        code.setdefault(each.sources, words)
+    for fact in facts:
+        commit, plus, _ = fact.commit.partition("+")
+        words = f"commit {commit[:12]}{plus and ' with changes'}, code {fact.sources[:8]}"
+        code.setdefault(fact.sources, words)
     checks = [
         alike(
             "code",
             facts,
-            lambda each: code[each.sources],
+            lambda fact: code[fact.sources],
             "Bring all machines to one state: git pull, or one shared disk.",
         ),
         alike(
             "recipe",
             facts,
-            lambda each: each.recipe[:12],
+            lambda fact: fact.recipe[:12],
             "Give all machines the same files of recipes/ and ds_configs/.",
         ),
     ]
-    if any(each.data for each in facts):
+    if any(fact.data for fact in facts):
         fix = "Copy one dataset to every machine, or put it on a disk that all share."
-        checks.append(alike("dataset", facts, lambda each: each.data[:12] or "none", fix))
+        checks.append(alike("dataset", facts, lambda fact: fact.data[:12] or "none", fix))
     return checks
 
 
 def devices(facts: Sequence[RankFacts]) -> Check:
     """Each device has a rank; the roll call saw to it that each rank has a device."""
-    if not any(each.devices for each in facts):
+    if not any(fact.devices for fact in facts):
         return ok("devices", "CPUs")
-    idle = [each for each in one_a_node(facts) if each.machine_devices > each.node_ranks]
+    idle = [node for node in one_per_node(facts) if node.machine_devices > node.node_ranks]
     if idle:
-        text = ", ".join(f"{each.host}: {each.machine_devices - each.node_ranks}" for each in idle)
+        text = ", ".join(f"{node.host}: {node.machine_devices - node.node_ranks}" for node in idle)
         fix = "Raise their slots in the hostfile, if they are yours."
         return warning("devices", f"devices without a rank on {text}", fix)
     return ok("devices", f"one for each of {counted(len(facts), 'rank')}")
@@ -148,15 +148,15 @@ def devices(facts: Sequence[RankFacts]) -> Check:
 def cores(facts: Sequence[RankFacts]) -> Check:
     """Ranks against CPU cores; only a warning, and only where CPUs train."""
     crowded = [
-        each for each in one_a_node(facts) if not each.devices and each.node_ranks > each.cores
+        node for node in one_per_node(facts) if not node.devices and node.node_ranks > node.cores
     ]
     if crowded:
         text = ", ".join(
-            f"{each.host}: {counted(each.node_ranks, 'rank')}, {counted(each.cores, 'core')}"
-            for each in crowded
+            f"{node.host}: {counted(node.node_ranks, 'rank')}, {counted(node.cores, 'core')}"
+            for node in crowded
         )
         return warning("cores", text, "Start at most as many ranks on a CPU as it has cores.")
-    least = min(each.cores for each in facts)
+    least = min(fact.cores for fact in facts)
     return ok("cores", f"{least} or more on each machine" if len(facts) > 1 else f"{least}")
 
 
@@ -177,22 +177,22 @@ def memory(facts: Sequence[RankFacts], need: Memory) -> list[Check]:
     """
     hosts = [
         _Place(
-            each.host,
-            each.node_ranks * (need.host_bytes + (0 if each.devices else need.device_bytes)),
-            each.memory_bytes,
-            each.free_memory_bytes,
+            node.host,
+            node.node_ranks * (need.host_bytes + (0 if node.devices else need.device_bytes)),
+            node.memory_bytes,
+            node.free_memory_bytes,
         )
-        for each in one_a_node(facts)
+        for node in one_per_node(facts)
     ]
     devices = [
         _Place(
-            f"{each.host} device {each.local_rank}",
+            f"{fact.host} device {fact.local_rank}",
             need.device_bytes,
-            each.device_memory_bytes,
-            each.free_device_memory_bytes,
+            fact.device_memory_bytes,
+            fact.free_device_memory_bytes,
         )
-        for each in facts
-        if each.devices
+        for fact in facts
+        if fact.devices
     ]
     checks = [_room("host memory", hosts)]
     return [*checks, _room("device memory", devices)] if devices else checks
@@ -214,16 +214,16 @@ def _room(name: str, places: Sequence[_Place]) -> Check:
 def shared_memory(facts: Sequence[RankFacts]) -> Check:
     """/dev/shm, through which ranks with GPUs of one machine talk."""
     small = [
-        each
-        for each in one_a_node(facts)
-        if each.devices and each.node_ranks > 1 and each.shm_bytes < _SHM_BYTES
+        node
+        for node in one_per_node(facts)
+        if node.devices and node.node_ranks > 1 and node.shm_bytes < _SHM_BYTES
     ]
     if small:
-        text = ", ".join(f"{each.host}: {size(each.shm_bytes)}" for each in small)
+        text = ", ".join(f"{node.host}: {size(node.shm_bytes)}" for node in small)
         return failed(
             "/dev/shm",
             f"{text}; ranks with GPUs need {size(_SHM_BYTES)}",
             "Start the container with --shm-size=1g or --ipc=host; in Kubernetes mount an "
             "emptyDir of medium Memory there.",
         )
-    return ok("/dev/shm", f"{size(min(each.shm_bytes for each in facts))} or more")
+    return ok("/dev/shm", f"{size(min(fact.shm_bytes for fact in facts))} or more")

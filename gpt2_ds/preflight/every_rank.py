@@ -127,7 +127,7 @@ def _speeds(facts: list[RankFacts], device: torch.device) -> tuple[list[Check], 
         except Exception as error:
             troubles.append(str(error).partition("\n")[0] or repr(error))
 
-    seconds = _SPEED_SECONDS + len({each.host for each in facts})  # a group of each pair is made
+    seconds = _SPEED_SECONDS + len({fact.host for fact in facts})  # a group of each pair is made
     end = time.monotonic() + seconds
     measuring = threading.Thread(target=measure, name="speeds", daemon=True)
     measuring.start()
@@ -145,22 +145,22 @@ def _speeds(facts: list[RankFacts], device: torch.device) -> tuple[list[Check], 
 def _rendezvous(facts: list[RankFacts]) -> Check:
     """Reaching this line means that the port was free and all ranks came."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    nodes = len({each.node for each in facts})
+    nodes = len({fact.node for fact in facts})
     return ok("rendezvous", f"at {address} port {port}; ranks: {len(facts)}, nodes: {nodes}")
 
 
 def _data(plan: RunPlan, facts: list[RankFacts], mistakes: tuple[Fault, ...]) -> list[Check]:
     """What the ranks found in the run's inputs: each mistake with the ranks that found it."""
     found: dict[Fault, list[RankFacts]] = {}
-    for each, faults in zip(facts, gathered(mistakes), strict=True):
+    for fact, faults in zip(facts, gathered(mistakes), strict=True):
         for fault in faults:
-            found.setdefault(fault, []).append(each)
+            found.setdefault(fault, []).append(fact)
     if found:
         return [
             failed("inputs", f"{who(ranks)}: {fault.where}: {fault.what.rstrip('.')}", fault.fix)
             for fault, ranks in found.items()
         ]
-    if not any(each.data for each in facts):
+    if not any(fact.data for fact in facts):
         fix = "Nothing to do: launch/train.py makes it."
         return [warning("inputs", f"{plan.recipe.data.path} is not there yet", fix)]
     return [ok("inputs", "dataset, tokenizer and checkpoints fit the recipe")]

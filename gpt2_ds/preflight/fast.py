@@ -50,7 +50,8 @@ def fast_checks(plan: RunPlan, corpus_fingerprint: str, *, writes: bool = True) 
         faults = [check.fault() for check in checks if check.verdict is Verdict.WARNING]
         # What DeepSpeed has sent to other machines, and should not have.
         sent = environment_files() if nodes() > 1 else []
-        for fault in [*faults, *faults_of(*(partial(check_environment_file, one) for one in sent))]:
+        faults += faults_of(*(partial(check_environment_file, path) for path in sent))
+        for fault in faults:
             warn(str(fault))
 
 

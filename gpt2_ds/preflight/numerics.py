@@ -267,7 +267,7 @@ def plain_torch(dtype: str) -> Course:
         with torch.no_grad():
             for low, high in zip(copy.parameters(), weights, strict=True):
                 low.copy_(high)
-        losses = [_add_gradient(copy, weights, one.to(device), len(tokens)) for one in tokens]
+        losses = [_add_gradient(copy, weights, text.to(device), len(tokens)) for text in tokens]
         course.losses.append(sum(losses) / len(tokens))
         course.norms.append(float(torch.nn.utils.clip_grad_norm_(weights, _CLIP)))
         optimizer.step()

@@ -49,8 +49,8 @@ class Ssh:
 
 def commands(hosts: dict[str, int], ssh: Ssh) -> str:
     """The commands that `reach` runs, a line each, quoted for a shell."""
-    words = [make(host) for host in hosts for make in (ssh.resolve_command, ssh.login_command)]
-    return "\n".join(shlex.join(each) for each in words)
+    makers = (ssh.resolve_command, ssh.login_command)
+    return "\n".join(shlex.join(make(host)) for host in hosts for make in makers)
 
 
 def reach(hosts: dict[str, int], ssh: Ssh) -> list[Check]:

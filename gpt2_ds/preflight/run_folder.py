@@ -119,7 +119,7 @@ def room(plan: RunPlan) -> Check:
 def _room(plan: RunPlan) -> Check:
     name, run_dir = "free disk", plan.run_dir
     try:
-        there = next(each for each in (run_dir, *run_dir.resolve().parents) if each.exists())
+        there = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
         usage = shutil.disk_usage(there)
     except OSError as error:
         fix = "Name a folder that you may write to with --run-dir."

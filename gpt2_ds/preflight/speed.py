@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import gathered, totals
-from gpt2_ds.preflight.comparisons import one_a_node
+from gpt2_ds.preflight.comparisons import one_per_node
 from gpt2_ds.preflight.rank_facts import RankFacts
 from gpt2_ds.preflight.verdicts import Check, failed, ok, warning
 
@@ -31,12 +31,12 @@ def matmul_flops(device: torch.device) -> float:
     """
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     # Not ones: those cost a GPU less power, and it would not slow down as it does in training.
-    one = torch.randn(size, size, device=device).to(dtype)
+    matrix = torch.randn(size, size, device=device).to(dtype)
     seconds: list[float] = []
     end = time.perf_counter() + _MATMUL_SECONDS
     while len(seconds) < 3 * _REPEATS or time.perf_counter() < end:
         began = time.perf_counter()
-        one @ one
+        matrix @ matrix
         _finish(device)
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / statistics.median(seconds[len(seconds) // 3 :])
@@ -75,9 +75,9 @@ def compare_speeds(
     if not slow:
         return ok("matmul", f"{min(speeds) / 1e12:.3g} to {max(speeds) / 1e12:.3g} TFLOP/s")
     named = ", ".join(
-        f"rank {one} on {facts[one].host} (device {facts[one].local_rank}) reaches "
-        f"{speeds[one] / 1e12:.3g} TFLOP/s, {share:.0%} of the median of the others"
-        for one, share in slow.items()
+        f"rank {i} on {facts[i].host} (device {facts[i].local_rank}) reaches "
+        f"{speeds[i] / 1e12:.3g} TFLOP/s, {share:.0%} of the median of the others"
+        for i, share in slow.items()
     )
     if device.type == "cpu":
         return warning("matmul", named, "See what else runs on that machine, and its clock rate.")
@@ -98,10 +98,10 @@ def slow_ones(speeds: Sequence[float], least_share: float) -> dict[int, float]:
     {}
     """
     found = {}
-    for one, speed in enumerate(speeds):
-        others = [each for i, each in enumerate(speeds) if i != one]
+    for i, speed in enumerate(speeds):
+        others = [*speeds[:i], *speeds[i + 1 :]]
         if others and speed < least_share * statistics.median(others):
-            found[one] = speed / statistics.median(others)
+            found[i] = speed / statistics.median(others)
     return found
 
 
@@ -135,14 +135,14 @@ def network(facts: Sequence[RankFacts], device: torch.device) -> list[Check]:
         facts: of all ranks.
         device: of this rank.
     """
-    nodes = one_a_node(facts)
-    groups = [[each.rank for each in facts if each.node == one.node] for one in nodes]
+    nodes = one_per_node(facts)
+    groups = [[fact.rank for fact in facts if fact.node == node.node] for node in nodes]
     inside = gathered(_all_reduce(groups, device))
-    found = {one.host: reached for one in nodes if (reached := inside[one.rank])}
+    found = {node.host: reached for node in nodes if (reached := inside[node.rank])}
     fix = "Compare nvidia-smi topo -m, and what else runs there, with another machine."
     checks = [compare_nodes("all-reduce inside a node", found, fix)] if found else []
     if len(nodes) > 1:
-        between = gathered(_all_reduce([[one.rank for one in nodes]], device))[0]
+        between = gathered(_all_reduce([[node.rank for node in nodes]], device))[0]
         checks.append(ok("all-reduce between nodes", f"{between} on {len(nodes)} nodes"))
     if len(nodes) > 2:
         fix = "See its network card, cable and switch port; NCCL_SOCKET_IFNAME names the card."
@@ -181,7 +181,7 @@ def compare_nodes(name: str, found: Mapping[str, AllReduce], fix: str) -> Check:
         fix: what to do where one is slow.
     """
     hosts, reached = list(found), list(found.values())
-    slow = slow_ones([each.bytes_per_second for each in reached], _SLOW_NODE_SHARE)
+    slow = slow_ones([sums.bytes_per_second for sums in reached], _SLOW_NODE_SHARE)
     if slow:
         text = ", ".join(f"{hosts[i]}: {reached[i]}, {slow[i]:.0%} of the others" for i in slow)
         return warning(name, text, fix)

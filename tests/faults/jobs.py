@@ -50,7 +50,9 @@ class Job:
     ) -> None:
         self.run_dir, self._words = run_dir, words
         sets = [
-            part for each in (*SETTINGS, f"data.path={data}", *settings) for part in each_set(each)
+            word
+            for setting in (*SETTINGS, f"data.path={data}", *settings)
+            for word in ("--set", setting)
         ]
         command = [
             str(TRAIN),
@@ -161,10 +163,6 @@ class Job:
             with_no_process(partial(os.kill, pid, signal.SIGKILL))
         for process in self.processes:
             process.wait()
-
-
-def each_set(setting: str) -> tuple[str, str]:
-    return "--set", setting
 
 
 @contextmanager

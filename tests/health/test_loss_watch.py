@@ -134,6 +134,6 @@ def test_of_steps_that_are_not_all_logged_what_is_sure_is_taken(tmp_path: Path) 
     lines = ((10, 5.0, 0), (20, None, 10), (30, 4.0, 13))
     (tmp_path / "metrics.jsonl").write_text(lines_of(*lines))
     found = logged_steps(tmp_path)
-    assert [one.step for one in found] == [10, *range(11, 21), 30]
-    assert [one.applied for one in found] == [True, *[False] * 10, True]
+    assert [logged.step for logged in found] == [10, *range(11, 21), 30]
+    assert [logged.applied for logged in found] == [True, *[False] * 10, True]
     assert logged_steps(tmp_path / "none") == []

@@ -224,7 +224,7 @@ def test_knocks_are_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_one_machine_there_are_no_doors_to_knock_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    ranks = [replace(one, place="a") for one in RANKS]
+    ranks = [replace(member, place="a") for member in RANKS]
     socket = LivenessSocket()
     socket.close()
     alone = Peers(ranks, [socket.peer] * 4, 0)

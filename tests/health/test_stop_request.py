@@ -75,9 +75,9 @@ def rank_below(folder: Path, *commands: list[str | Path]) -> Iterator[list[Proce
         yield chain
     finally:
         (folder / "end").touch()
-        for one in chain or [Process(first.pid, 0)]:
-            if one.lives():
-                os.kill(one.pid, signal.SIGKILL)
+        for process in chain or [Process(first.pid, 0)]:
+            if process.lives():
+                os.kill(process.pid, signal.SIGKILL)
         first.kill()
         first.wait()
 

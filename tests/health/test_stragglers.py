@@ -43,7 +43,7 @@ def test_never_the_faster_half(seconds: list[float]) -> None:
     slow = stragglers(seconds)
     faster = [own for one, own in enumerate(seconds) if one not in slow]
     assert len(faster) * 2 >= len(seconds)
-    assert all(seconds[one] > own for one in slow for own in faster)
+    assert all(seconds[i] > own for i in slow for own in faster)
 
 
 @given(st.integers(0, 2**32), st.floats(0.001, 100.0))
@@ -68,7 +68,7 @@ def test_it_is_told_once_until_it_recovers() -> None:
 
 def _named_after(world_size: int, own: list[list[float]]) -> list[list[str]]:
     """The sentences of each call of names(); a call after every ten steps."""
-    ranks = Stragglers([f"host{one}" for one in range(world_size)])
+    ranks = Stragglers([f"host{i}" for i in range(world_size)])
     told = []
     for step, seconds in enumerate(own[rank()], start=1):
         ranks.add(seconds)

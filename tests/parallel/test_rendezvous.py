@@ -72,7 +72,7 @@ DRIVER = (
 
 def test_machines_that_fit() -> None:
     assert unfit(GOOD, None) == []
-    assert unfit([present("a", one, "cpu", 0) for one in range(4)], None) == []
+    assert unfit([present("a", i, "cpu", 0) for i in range(4)], None) == []
     assert unfit([], None) == []  # some did not come
 
 

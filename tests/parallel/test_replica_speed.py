@@ -53,7 +53,7 @@ def seconds_of_a_check(folder: Path, stage: str, dtype: str) -> dict[str, float]
 @pytest.mark.parametrize("stage, dtype", [("zero0", "fp32"), ("zero1", "bf16"), ("zero3", "bf16")])
 def test_a_comparison_costs_little(stage: str, dtype: str, tmp_path: Path) -> None:
     found = run_ranks(seconds_of_a_check, 2, tmp_path, tmp_path / "run", stage, dtype)
-    seconds = max(each["seconds"] for each in found)
+    seconds = max(by_rank["seconds"] for by_rank in found)
     print(
         f"\ncomparing gpt2_124m on 2 ranks at {stage}, {dtype} ({found[0]['megabytes']:.1f} MB a "
         f"rank): {seconds:.3f} s"

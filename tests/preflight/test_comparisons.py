@@ -10,7 +10,7 @@ from gpt2_ds.preflight.comparisons import (
     devices,
     gpus_alike,
     memory,
-    one_a_node,
+    one_per_node,
     project_alike,
     shared_memory,
     versions_alike,
@@ -23,9 +23,9 @@ SMALL = Memory(device_bytes=GIB, host_bytes=0)
 
 
 def test_the_first_rank_of_each_node() -> None:
-    assert [each.rank for each in one_a_node(two_hosts())] == [0, 2]
-    twins = [replace(each, host="node") for each in two_hosts()]
-    assert [each.rank for each in one_a_node(twins)] == [0, 2]  # two machines of one name
+    assert [fact.rank for fact in one_per_node(two_hosts())] == [0, 2]
+    twins = [replace(fact, host="node") for fact in two_hosts()]
+    assert [fact.rank for fact in one_per_node(twins)] == [0, 2]  # two machines of one name
     assert who(twins) == "node (ranks 0, 1), node (ranks 2, 3)"
 
 
@@ -52,7 +52,7 @@ def test_another_version() -> None:
 
 
 def test_another_nccl() -> None:
-    facts = [replace(each, versions={"NCCL": "2.28.9"}) for each in two_hosts()]
+    facts = [replace(fact, versions={"NCCL": "2.28.9"}) for fact in two_hosts()]
     (nccl,) = versions_alike([*facts[:3], replace(facts[3], versions={"NCCL": "2.21.5"})])
     assert nccl == failed(
         "NCCL",
@@ -65,7 +65,7 @@ def test_another_gpu_or_driver_is_a_warning() -> None:
     assert gpus_alike(two_hosts()) == []  # CPUs
     model = "NVIDIA H100 80GB HBM3"
     facts = [
-        replace(each, devices=2, device_model=model, driver="550.54.15") for each in two_hosts()
+        replace(fact, devices=2, device_model=model, driver="550.54.15") for fact in two_hosts()
     ]
     assert gpus_alike(facts) == [
         ok("GPU model", "NVIDIA H100 80GB HBM3"),
@@ -89,7 +89,7 @@ def test_another_gpu_or_driver_is_a_warning() -> None:
 
 def test_of_two_halves_the_one_without_rank_0_is_the_other() -> None:
     facts = two_hosts(versions={"torch": "1"})
-    facts = [replace(each, versions={"torch": "1" if each.node else "2"}) for each in facts]
+    facts = [replace(fact, versions={"torch": "1" if fact.node else "2"}) for fact in facts]
     (torch,) = versions_alike(facts)
     assert torch.found == "host-2 (ranks 2, 3) has 1; host-0 (ranks 0, 1) has 2"
 
@@ -136,15 +136,15 @@ def test_where_git_does_not_answer_the_files_decide() -> None:
 
 def test_a_dataset_that_one_rank_lacks_or_all() -> None:
     assert "host-2 (rank 3) has none; " in project_alike(two_hosts(data=""))[-1].found
-    nobody = [replace(each, data="") for each in two_hosts()]
+    nobody = [replace(fact, data="") for fact in two_hosts()]
     assert [check.name for check in project_alike(nobody)] == ["code", "recipe"]
 
 
 def test_devices() -> None:
     assert devices(two_hosts()) == ok("devices", "CPUs")
-    full = [replace(each, devices=2) for each in two_hosts()]
+    full = [replace(fact, devices=2) for fact in two_hosts()]
     assert devices(full) == ok("devices", "one for each of 4 ranks")
-    idle = [replace(each, machine_devices=8 if each.node else 2) for each in full]
+    idle = [replace(fact, machine_devices=8 if fact.node else 2) for fact in full]
     assert devices(idle) == warning(
         "devices",
         "devices without a rank on host-2: 6",
@@ -154,13 +154,13 @@ def test_devices() -> None:
 
 def test_more_ranks_than_cores() -> None:
     assert cores(two_hosts()).verdict is Verdict.OK
-    crowded = [replace(each, cores=1) if each.node else each for each in two_hosts()]
+    crowded = [replace(fact, cores=1) if fact.node else fact for fact in two_hosts()]
     assert cores(crowded) == warning(
         "cores",
         "host-2: 2 ranks, 1 core",
         "Start at most as many ranks on a CPU as it has cores.",
     )
-    assert cores([replace(each, devices=2) for each in crowded]).verdict is Verdict.OK
+    assert cores([replace(fact, devices=2) for fact in crowded]).verdict is Verdict.OK
 
 
 def test_host_memory_holds_what_all_its_ranks_need() -> None:
@@ -180,7 +180,7 @@ def test_host_memory_holds_what_all_its_ranks_need() -> None:
 
 def test_device_memory_is_each_devices_own() -> None:
     on_gpus = {"devices": 2, "device_memory_bytes": 80 * GIB, "free_device_memory_bytes": 79 * GIB}
-    facts = [replace(each, **on_gpus) for each in two_hosts()]
+    facts = [replace(fact, **on_gpus) for fact in two_hosts()]
     facts[3] = replace(facts[3], free_device_memory_bytes=10 * GIB)
     host, device = memory(facts, Memory(device_bytes=20 * GIB, host_bytes=4 * GIB))
     assert host == ok("host memory", "host-0: 8.0 GiB of model states, 32.0 GiB free of 64.0 GiB")
@@ -194,7 +194,7 @@ def test_device_memory_is_each_devices_own() -> None:
 def test_shared_memory_is_for_gpus() -> None:
     small = [rank_facts(rank, 0, 2, shm_bytes=64 << 20) for rank in range(2)]
     assert shared_memory(small) == ok("/dev/shm", "64.0 MiB or more")
-    on_gpus = [replace(each, devices=2) for each in small]
+    on_gpus = [replace(fact, devices=2) for fact in small]
     check = shared_memory(on_gpus)
     assert check.verdict is Verdict.FAILED
     assert check.found == "host-0: 64.0 MiB; ranks with GPUs need 1.0 GiB"

@@ -70,7 +70,7 @@ def slow_on_rank_2() -> list[Check]:
         return reduce(*args, **named)
 
     speed.dist.all_reduce = delayed
-    return speed.network([rank_facts(one, one, 1) for one in range(3)], CPU)
+    return speed.network([rank_facts(i, i, 1) for i in range(3)], CPU)
 
 
 @pytest.mark.heavy
@@ -94,7 +94,7 @@ def test_a_ring_meets_each_neighbour_once(n: int) -> None:
         (i, (i + 1) % n) for i in range(n)
     ]
     for pairs in rounds:
-        members = [one for pair in pairs for one in pair]
+        members = [i for pair in pairs for i in pair]
         assert len(set(members)) == len(members)
 
 
