@@ -1,4 +1,4 @@
-"""See whether machines are fit to train: python launch/preflight.py --hostfile FILE."""
+"""Preflight checks of the machines: python launch/preflight.py --hostfile FILE."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains: seen, written down, and ended where it must be."""
+"""Watch a run while it trains: write down what goes wrong, and end the run where it must be."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Health:
         hosts: name of each rank's host, by rank.
 
     Attributes:
-        compute_time: around what this rank does in a step, to find slow ranks.
+        compute_time: around what this rank does in a step, to find stragglers.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Health:
             raise on_all_ranks(
                 RunError(
                     f"{self._plan.run_dir}: {'; '.join(found)}. Its memory or its device may be "
-                    "faulty: leave that host out. The same command goes on from the last "
-                    "checkpoint."
+                    "faulty: run without that host. The same command resumes from the last "
+                    "complete checkpoint."
                 )
             )
 
     def after_step(self, step: int) -> None:
-        """Look for slow ranks, at the same steps on all of them. Collective.
+        """Look for stragglers, at the same steps on all of them. Collective.
 
         Args:
             step: that was just taken.
@@ -131,13 +131,13 @@ class Health:
             samples: that it was trained on, [first, end).
 
         Raises:
-            RunError: too many updates in a row were left out.
+            RunError: too many updates in a row were skipped.
         """
         first, end = samples
         batch = f"samples {first}:{end}"
         if update.faulty:
             norm = update.gradient_norm
-            reason = f"loss {loss}, gradient norm {norm}; {batch}; the update was left out"
+            reason = f"loss {loss}, gradient norm {norm}; {batch}; the update was skipped"
             warn_on_rank_0(f"step {step}: {reason}")
             self._note("skip_update", step, reason)
         for sentence in self._losses.observe(step, loss, not update.faulty):

@@ -41,9 +41,9 @@ class LossWatch:
         self._health = health
         self._losses: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._spikes: list[float] = []
-        self._left_out: list[int] = []
+        self._skipped: list[int] = []
         for logged in before:
-            with suppress(RunError):  # the limit was another one then
+            with suppress(RunError):  # the limit was different then
                 self.observe(logged.step, logged.loss, logged.applied)
 
     def observe(self, step: int, loss: float, applied: bool) -> list[str]:
@@ -52,8 +52,8 @@ class LossWatch:
         Args:
             step: its number.
             loss: nats per token, the mean of all ranks.
-            applied: the update was not left out for a fault; what fp16's loss scale leaves out is
-                no fault.
+            applied: the update was not skipped for a fault; what fp16's loss scale skips is not
+                one.
 
         Returns:
             A sentence where the loss is a spike: more than health.loss_spike_sigmas standard
@@ -61,14 +61,14 @@ class LossWatch:
             counted among them; 20 spikes in a row are the new level.
 
         Raises:
-            RunError: health.max_skipped_updates updates in a row were left out.
+            RunError: health.max_skipped_updates updates in a row were skipped.
         """
         if not applied:
-            self._left_out.append(step)
-            if len(self._left_out) >= self._health.max_skipped_updates:
-                raise on_all_ranks(RunError(_gave_up(self._left_out, loss)))
+            self._skipped.append(step)
+            if len(self._skipped) >= self._health.max_skipped_updates:
+                raise on_all_ranks(RunError(_gave_up(self._skipped, loss)))
             return []
-        self._left_out.clear()
+        self._skipped.clear()
         sentence = self._spike(step, loss)
         if sentence is None:
             self._spikes.clear()
@@ -84,7 +84,7 @@ class LossWatch:
         sigmas = self._health.loss_spike_sigmas
         if sigmas == 0 or len(self._losses) < FEWEST_STEPS:
             return None
-        mean = statistics.mean(self._losses)  # exact: equal losses are no spikes
+        mean = statistics.mean(self._losses)  # exact: equal losses are not spikes
         deviation = statistics.pstdev(self._losses, mean)
         if loss <= mean + sigmas * deviation:
             return None
@@ -102,7 +102,7 @@ def logged_steps(run_dir: Path) -> list[LoggedStep]:
         loss, skipped = values.get("loss"), values["skipped_updates"]
         if skipped is None:
             continue
-        if skipped - last_skipped == step - last_step:  # all of those in between were left out
+        if skipped - last_skipped == step - last_step:  # all of those in between were skipped
             first = max(last_step, step - _LOGGED_STEPS) + 1
             found.extend(LoggedStep(s, math.nan, False) for s in range(first, step + 1))
         elif loss is not None:
@@ -115,8 +115,8 @@ def _gave_up(steps: list[int], loss: float) -> str:
     which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
     n = "1 update was" if len(steps) == 1 else f"{len(steps)} updates in a row were"
     return (
-        f"{which}: {n} left out, for a loss or gradient that is no finite number (the last loss: "
-        f"{loss}). The last checkpoint is untouched. Lower optimizer.lr; or look at the samples "
-        f"with `python launch/inspect_data.py where --recipe RECIPE --step {steps[0]}` and leave "
-        "them out with `--skip-samples a:b` (ledger.jsonl has their numbers)."
+        f"{which}: {n} skipped, for a loss or gradient that is not finite (the last loss: {loss}). "
+        "The last checkpoint is untouched. Lower optimizer.lr; or look at the samples with "
+        f"`python launch/inspect_data.py where --recipe RECIPE --step {steps[0]}` and skip them "
+        "with `--skip-samples a:b` (ledger.jsonl has their numbers)."
     )

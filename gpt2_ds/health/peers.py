@@ -76,7 +76,7 @@ class LivenessSocket:
                 self._socket.accept()[0].close()
 
     def close(self) -> None:
-        """This process may end now without being missed."""
+        """This process may end now: no rank probes it any more."""
         self._socket.close()
 
 
@@ -97,7 +97,7 @@ class Peers:
         here = [member for member in ranks if member.place == ranks[mine].place]
         watched = ranks[1:] if mine == 0 else ranks[:1]
         self._watched = [member.rank for member in watched if member.place != ranks[mine].place]
-        self._speaker = here[0] if here[0].rank != mine else None
+        self._prober = here[0] if here[0].rank != mine else None
         self._next_probe: dict[str, float] = {}
         self._wait_seconds: dict[str, float] = {}
         self._misses: dict[str, int] = {}
@@ -112,7 +112,7 @@ class Peers:
         """
         if not self._watched:
             return None
-        if self._usable is None and self._speaker is None:
+        if self._usable is None and self._prober is None:
             self._usable = self._all_reachable(statuses)
         broken = any(status.broken for status in statuses)
         limit = _SILENT_AFTER_AN_ERROR_SECONDS if broken else _SILENT_SECONDS
@@ -124,8 +124,8 @@ class Peers:
             if place not in silent:  # heard of again
                 self._misses.pop(place, None)
                 self._wait_seconds.pop(place, None)
-        if self._speaker is not None:
-            lost = {place for place in silent if not self._speaker.process.lives()}
+        if self._prober is not None:
+            lost = {place for place in silent if not self._prober.process.lives()}
         elif self._usable:
             if ended := self._ended(silent):
                 seen = replace(statuses[0], gone=ended)
@@ -163,7 +163,7 @@ class Peers:
             else:
                 self._misses[place] = 0
                 alive += silent[place][1:]
-                # The longer it lives without a word, the less often: a stopped one opens to nobody.
+                # The longer it is silent, the less often: a stopped process may be so for hours.
                 self._wait_seconds[place] = 2 * self._wait_seconds.get(place, _PROBE_SECONDS / 2)
             self._next_probe[place] = time.monotonic() + self._wait_seconds[place]
         answers = firsts | self._probe(alive)
@@ -191,6 +191,6 @@ def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) ->
         "dead",
         [member.rank for member in gone],
         f"{said}. Nothing was heard for {seconds:.0f} s: the machine died, or the network to it is "
-        "cut. The same command goes on from the last complete checkpoint, if need be with a "
+        "cut. The same command resumes from the last complete checkpoint, if need be with a "
         "hostfile of the machines that are left.",
     )

@@ -1,4 +1,4 @@
-"""What the ranks say of themselves, and what follows from it: who died, who hangs."""
+"""What each rank publishes of itself, and what follows from it: who died, who hangs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Status:
     """What a rank publishes.
 
     Args:
-        beat: grows each time.
+        number: grows each time.
         step: where its main thread is.
         marks: how many points of that step it has passed.
         doing: what it does there.
@@ -66,7 +66,7 @@ class Status:
         broken: something it did together with the others failed.
     """
 
-    beat: int = 0
+    number: int = 0
     step: int = 0
     marks: int = 0
     doing: str = "starting"
@@ -119,7 +119,7 @@ def _advice(ranks: list[RankProcess]) -> str:
     """What the user may do when ranks died."""
     hosts = " and ".join(sorted({member.host for member in ranks}))
     return (
-        f"`dmesg` on {hosts} shows whether the memory ran out. The same command goes on from the "
+        f"`dmesg` on {hosts} shows whether the memory ran out. The same command resumes from the "
         "last complete checkpoint."
     )
 
@@ -179,10 +179,10 @@ def find_hang(
     }
     last = [member for member in here if places[member.rank] == min(places.values())]
     unheard = [member for member in here if silent_seconds[member.rank] > timeout_seconds]
-    # Of those that wait for one another at one point, some may still get on.
+    # Of those that wait for one another at one point, some may still make progress.
     last = [member for member in last if idle[member.rank] > timeout_seconds / 2]
     if not last and not unheard:
-        return None  # the others wait for a rank that gets on
+        return None  # the others wait for a rank that makes progress
     unheard = unheard or [
         member for member in last if silent_seconds[member.rank] > timeout_seconds / 4
     ]

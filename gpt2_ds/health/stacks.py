@@ -44,7 +44,7 @@ class Stacks:
             faulthandler.dump_traceback(file=self._file, all_threads=True)
 
     def close(self) -> None:
-        """None is needed any more."""
+        """The stacks are not needed any more."""
         faulthandler.unregister(signal.SIGUSR2)
         if self._file is not sys.stderr:
             self._file.close()
@@ -56,8 +56,8 @@ class Stacks:
 def end_with_stacks(processes: list[Process]) -> None:
     """See to it that processes of this host write their stacks and end.
 
-    A stopped one is woken, and then ends by itself. One whose threads cannot run is told to write
-    by a signal, and killed.
+    A stopped process is woken, and then ends by itself. One whose threads cannot run is made to
+    write them by a signal, and killed.
     """
     _send(signal.SIGCONT, processes)
     end = time.monotonic() + _OWN_END_SECONDS

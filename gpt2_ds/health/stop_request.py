@@ -1,4 +1,4 @@
-"""Somebody wants the run to stop: a signal, or a launcher that is gone. Imports no torch."""
+"""A request to stop the run: a signal, or a launcher that is gone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PERIOD_SECONDS = 1.0
 class StopRequest:
     """Remembers that this rank was asked to stop; the loop looks at `reason` between steps.
 
-    Enter it on the main thread, once the ranks have met: before, a signal simply ends them. A
+    Enter it on the main thread, after the rendezvous: before it, a signal simply ends the ranks. A
     handler only remembers: the terminal may be a broken pipe by then. Once the block is left,
     signals do nothing any more, so that a late one kills no process that is about to leave.
 
@@ -36,7 +36,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why the run should stop: the first signal's name, or `LAUNCHER_GONE`; None: go on."""
+        """Why the run should stop: the first signal's name, or `LAUNCHER_GONE`; None: no reason."""
         return self._reason
 
     def __enter__(self) -> StopRequest:

@@ -16,13 +16,13 @@ _SHARE_OF_LONG = 0.03
 
 
 class Stragglers:
-    """Compares the ranks' own times: see `ComputeTime`.
+    """Compares the ranks' compute times: see `ComputeTime`.
 
     A rank is slow when its time in a step is above the median rank's by more than 25 % of it, but
     at least by 0.05 s, and 0.15 s is always enough; in steps above 5 s it is 3 %, as sound GPUs
     differ by that much. A rank's longest step does not count: a file that is opened or one pause
-    of the machine is no slow rank. Ten steps of 0.2 s too much are; so are two seconds in every
-    fourth.
+    of the machine does not make a rank slow. Ten steps that take 0.2 s too long do; so do two
+    seconds in every fourth step.
 
     Args:
         hosts: name of each rank's host, by rank.
@@ -89,4 +89,4 @@ def stragglers(seconds: list[float]) -> list[int]:
     median = statistics.median_low(seconds)
     above = max(_LEAST_SECONDS, min(_SHARE * median, _MOST_SECONDS), _SHARE_OF_LONG * median)
     limit = median + above
-    return [i for i, own_seconds in enumerate(seconds) if own_seconds > limit]
+    return [i for i, compute_seconds in enumerate(seconds) if compute_seconds > limit]

@@ -1,4 +1,4 @@
-"""Says which rank died or hangs, and ends a job that cannot go on."""
+"""Says which rank died or hangs, and ends a job that cannot continue."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Watchdog:
     """
 
     def __init__(self, run_dir: Path, timeout_seconds: float) -> None:
-        self._beat = 0
+        self._published = 0
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         self._timeout_seconds = timeout_seconds
         self._overslept_seconds = min(_OVERSLEPT_SECONDS, timeout_seconds / 2)
@@ -91,7 +91,7 @@ class Watchdog:
         self._end: str | None = None
         self._end_published, self._wake, self._left = (threading.Event() for _ in range(3))
         self._diagnosis: Diagnosis | None = None
-        self._told = self._store_lost = self._broken = False
+        self._explained = self._store_lost = self._broken = False
 
     def __enter__(self) -> Watchdog:
         """Begin to watch."""
@@ -102,7 +102,7 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Leave the watch: what this process does after it is no death and no hang."""
+        """Leave the watch: what this process does after it is neither a death nor a hang."""
         self._end = LEFT if kind is None else FAILED
         self._wake.set()
         self._end_published.wait(_HEARD_SECONDS)
@@ -132,7 +132,7 @@ class Watchdog:
         return Heartbeat(self._mark_work)
 
     def _mark_work(self, doing: str, alone: bool) -> None:
-        """As `mark`; the same words again are no other point, and work alone is one point back."""
+        """Like `mark`. The same words again are the same point; work alone is one point back."""
         step, marks, before, _ = self._mark
         passed = 0 if doing == before else -1 if alone else 1
         self._mark = (step, marks + passed, doing, time.monotonic())
@@ -153,7 +153,7 @@ class Watchdog:
         end = time.monotonic() + (0.0 if elsewhere else _WHAT_HAPPENED_SECONDS)
         while True:
             if self._diagnosis is not None and self._diagnosis.kind != "hang":
-                self._told = True
+                self._explained = True
                 return self._diagnosis.sentence
             if time.monotonic() >= end:
                 return None
@@ -197,7 +197,7 @@ class Watchdog:
         now = time.monotonic()
         for i, text in zip(read, texts, strict=True):
             status = Status.from_json(text)
-            if status.beat != self._statuses[i].beat:
+            if status.number != self._statuses[i].number:
                 self._changed[i] = now
             self._statuses[i] = status
         self._heard_at = now
@@ -213,10 +213,10 @@ class Watchdog:
                 )
 
     def _status(self, end: str | None) -> Status:
-        self._beat += 1
+        self._published += 1
         step, marks, doing, marked = self._mark
         return Status(
-            beat=self._beat,
+            number=self._published,
             step=step,
             marks=marks,
             doing=doing,
@@ -263,7 +263,7 @@ class Watchdog:
         if self._store_lost and status.end is None:
             return find_end(self._ranks, [status, Status(gone=[0]), *self._statuses[2:]])
         found = self._peers.find(silent, self._statuses)
-        self._awake_at = time.monotonic()  # probing is no sleep
+        self._awake_at = time.monotonic()  # probing is not a sleep
         return found
 
     def _silent(self, now: float) -> list[float]:
@@ -278,7 +278,9 @@ class Watchdog:
         grace = _FAILED_GRACE_SECONDS
         if diagnosis.kind == "dead":  # NCCL raises nothing: its own thread may abort this process
             grace = _DEAD_GRACE_SECONDS if dist.get_backend() == "gloo" else 0.0
-        if not self._left.wait(grace) and not self._told:  # else the main thread ends, and says why
+        if (
+            not self._left.wait(grace) and not self._explained
+        ):  # else the main thread ends, and says why
             self._print(diagnosis, diagnosis.sentence)
             os._exit(EXIT_RUN_FAILED)
 

@@ -1,4 +1,4 @@
-"""What the ranks tell each other in a few numbers, besides DeepSpeed's own traffic."""
+"""Small collectives of this project's own, besides DeepSpeed's traffic."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def by_rank_0(work: Callable[[], Value], heartbeat: Heartbeat | None = None) -> 
 
     Raises:
         UserError: rank 0 found a mistake of the user's.
-        RunError: rank 0 could not do it, or met a file that it could not read or write.
+        RunError: rank 0 could not do it, or could not read or write a file.
     """
     box: list[Any] = [None, None, None]
     doing: Future[Value] | None = None

@@ -40,7 +40,7 @@ def clear_stale_lock(op: str, *, nodes: int) -> None:
     except FileNotFoundError:
         return
     if held_open(lock) or (nodes > 1 and age < BUILD_SECONDS_LIMIT):
-        print(f"{lock}: another process builds {op} since {age:.0f} s; waiting.", file=sys.stderr)
+        print(f"{lock}: another process is building {op} ({age:.0f} s); waiting.", file=sys.stderr)
         return
     warn(f"{lock}: a build of {op} died {age:.0f} s ago and left its lock. Removing it.")
     lock.unlink(missing_ok=True)

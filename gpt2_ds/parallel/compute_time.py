@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-_waited = {"seconds": 0.0}  # by this process, since it was begun
 
 
 class ComputeTime:
@@ -29,12 +28,10 @@ class ComputeTime:
     """
 
     def __init__(self, device: torch.device, stage: int) -> None:
-        self._on_cpu = device.type == "cpu"
+        self._waited = _waited() if device.type == "cpu" else None
         self._by_events = device.type == "cuda" and stage < 3
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        if self._on_cpu:
-            _time_waiting()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -51,16 +48,16 @@ class ComputeTime:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Count what is done in this block without waiting for others, where that can be told."""
-        if not self._on_cpu:
+        """Count what is done in this block less the waiting for others, where that is known."""
+        if self._waited is None:
             yield
             return
-        began, waited = time.perf_counter(), _waited["seconds"]
+        began, before = time.perf_counter(), self._waited.seconds
         yield
-        self._seconds += time.perf_counter() - began - (_waited["seconds"] - waited)
+        self._seconds += time.perf_counter() - began - (self._waited.seconds - before)
 
     def take(self) -> float:
-        """Seconds counted since the last call; 0 where they cannot be told.
+        """Seconds counted since the last call; 0 where they are not known.
 
         On a GPU it waits for the last block: call it once the device has passed that.
         """
@@ -76,16 +73,24 @@ def _timing_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
+@dataclass
+class _Waited:
+    """Seconds that this process has spent in `Work.wait`."""
+
+    seconds: float = 0.0
+
+
 @cache
-def _time_waiting() -> None:
-    """Count the seconds in every `Work.wait` of this process from now on."""
-    plain = dist.Work.wait
+def _waited() -> _Waited:
+    """The one counter of this process; every `Work.wait` adds to it from the first call on."""
+    waited, plain = _Waited(), dist.Work.wait
 
     def wait(work: dist.Work, *args: Any, **named: Any) -> Any:
         began = time.perf_counter()
         try:
             return plain(work, *args, **named)
         finally:
-            _waited["seconds"] += time.perf_counter() - began
+            waited.seconds += time.perf_counter() - began
 
     dist.Work.wait = wait  # type: ignore[assignment]
+    return waited

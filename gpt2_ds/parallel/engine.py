@@ -93,7 +93,7 @@ def build_engine(
     # monitor stays usable: this project writes its metrics through it.
     engine.monitor.enabled = False
     if world_size() == 1 and engine.zero_optimization_stage() == 0:
-        # It would copy every gradient into a buffer and back, and ask nobody for theirs.
+        # It would copy every gradient into a buffer and back, for no other rank.
         engine.enable_backward_allreduce = False
     if compile_model:
         engine.compile()

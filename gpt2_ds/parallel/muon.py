@@ -38,7 +38,7 @@ def muon_within_blocks(deepspeed_config: dict[str, Any]) -> Iterator[None]:
         mark(config, model)
         for name, parameter in model.named_parameters():
             if name.endswith(_EMBEDDINGS):
-                setattr(parameter, "use_muon", False)  # noqa: B010  # no attribute of torch's
+                setattr(parameter, "use_muon", False)  # noqa: B010  # not an attribute of torch's
 
     deepspeed.set_optimizer_flags = mark_blocks
     try:
@@ -48,7 +48,7 @@ def muon_within_blocks(deepspeed_config: dict[str, Any]) -> Iterator[None]:
 
 
 def keep_momentum(engine: DeepSpeedEngine) -> None:
-    """Muon's momentum stays as it is when DeepSpeed leaves a step out.
+    """Muon's momentum stays as it is when DeepSpeed skips a step.
 
     At stages 0 to 2 it does so by itself; at stage 3 and with offload DeepSpeed 0.19.8 takes the
     gradient in before it looks at the norm. There each step keeps a copy of the momentum meanwhile.

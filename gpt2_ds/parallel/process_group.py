@@ -82,7 +82,7 @@ def join(timeout_minutes: float = 30.0, rendezvous_seconds: float = 600.0) -> to
             torch.cuda.set_device(device)  # not before: a host that has none of it is named there
         deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
         del store
-        host_group()  # here, where a wrong network is said as one: NCCL has connected nothing yet
+        host_group()  # here, where the message names the network: NCCL has connected nothing yet
     except (RuntimeError, OSError) as error:  # OSError: the master's name is not known
         raise RunError(_why_not_joined(str(error), rendezvous_seconds)) from error
     return device
@@ -97,7 +97,7 @@ def _raise_file_limit() -> None:
 
 
 def _why_not_joined(error: str, seconds: float) -> str:
-    """What torch's error means for the command that was typed."""
+    """What torch's error means, in the words of the command that was typed."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     this = f"rank {os.environ['RANK']} on {platform.node()}"
     if "EADDRINUSE" in error:
@@ -212,7 +212,7 @@ def leave(code: int) -> NoReturn:
             barrier = threading.Thread(target=_barrier, daemon=True)
             barrier.start()
             barrier.join(_LAST_BARRIER_SECONDS)
-        atexit._run_exitfuncs()  # what os._exit leaves out: W&B and Comet finish their runs there
+        atexit._run_exitfuncs()  # what os._exit skips: W&B and Comet finish their runs there
     with suppress(OSError, ValueError):  # the terminal may be a broken pipe
         sys.stdout.flush()
     with suppress(OSError, ValueError):

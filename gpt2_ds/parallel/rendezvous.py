@@ -1,4 +1,4 @@
-"""Wait until all ranks are there, and name the machines whose ranks are not, or do not fit."""
+"""Wait until all ranks have joined; name the machines whose ranks have not, or do not fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gpt2_ds.hosts.launcher import hosts_of_ranks, rank, world_size
 from gpt2_ds.hosts.network_device import address_towards, name_gloo_device
 
 _LOOK_SECONDS = 0.2
-_FIRST_WORD_SECONDS = 15.0
-_WORD_SECONDS = 60.0
+_FIRST_NOTICE_SECONDS = 15.0
+_NOTICE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Present:
-    """What a rank says of itself as it comes.
+    """What a rank says of itself when it joins.
 
     Args:
         host: its machine's name.
@@ -45,9 +45,8 @@ class Present:
 def rendezvous(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
     """Rendezvous of all ranks at the launcher's address, before torch's own. Collective.
 
-    torch itself, when a machine's ranks do not come, says only how many did, after its whole
-    timeout; meanwhile a run that was meant for many machines stands still. Where one has no GPU, it
-    would wait by gloo for others that wait by NCCL.
+    When a machine's ranks do not come, torch itself says only how many did, and only after its
+    whole timeout. A rank without a GPU would wait with gloo for others that wait with NCCL.
 
     Args:
         timeout_seconds: how long rank 0 waits for the others, and they for it.
@@ -84,7 +83,7 @@ def rendezvous(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
         everyone = [] if missing else _everyone(store)
         faults = unfit(everyone, hosts_of_ranks())
         answer = {
-            "missing": _sentence(missing, timeout_seconds) if missing else "",
+            "missing": _who_is_missing(missing, timeout_seconds) if missing else "",
             "faults": [asdict(fault) for fault in faults],
             "addresses": list(dict.fromkeys(member.address for member in everyone)),
         }
@@ -92,7 +91,7 @@ def rendezvous(timeout_seconds: float, kind: str, devices: int) -> TCPStore:
         if missing or faults:
             time.sleep(1.0)  # the store ends with this process, and the others are to read it
     else:
-        # Rank 0 may have come as late as this one, and waits anew.
+        # Rank 0 waits as long again where it joins last.
         store.wait(["answer"], timedelta(seconds=2 * timeout_seconds))
     answer = json.loads(store.get("answer"))
     if answer["missing"]:
@@ -155,24 +154,24 @@ def _wait_for_others(store: PrefixStore, timeout_seconds: float) -> list[int]:
     """The ranks that did not come in time."""
     missing = list(range(1, world_size()))
     began = time.monotonic()
-    word_at = began + _FIRST_WORD_SECONDS
+    notice_at = began + _FIRST_NOTICE_SECONDS
     while True:
         missing = [i for i in missing if not store.check([f"here/{i}"])]
         now = time.monotonic()
         if not missing or now - began >= timeout_seconds:
             return missing
-        if now >= word_at:
-            word_at = now + _WORD_SECONDS
+        if now >= notice_at:
+            notice_at = now + _NOTICE_SECONDS
             print(
-                f"waiting for {describe_ranks(missing, hosts_of_ranks())} since "
-                f"{now - began:.0f} s, for at most {timeout_seconds:g} s",
+                f"waiting for {describe_ranks(missing, hosts_of_ranks())} for "
+                f"{now - began:.0f} s, at most {timeout_seconds:g} s",
                 file=sys.stderr,
                 flush=True,
             )
         time.sleep(_LOOK_SECONDS)
 
 
-def _sentence(missing: list[int], timeout_seconds: float) -> str:
+def _who_is_missing(missing: list[int], timeout_seconds: float) -> str:
     names = hosts_of_ranks()
     see = f"whether {names[missing[0]]} lives, and " if names else ""
     return (

@@ -77,7 +77,7 @@ class Replicas:
 
         Returns:
             A sentence for each rank whose weights are not those of most ranks, or have changed
-            since `remember`; one for all ranks where it cannot be told which are right. The same
+            since `remember`; one for all ranks where it is not known which are right. The same
             on every rank, and empty when all is well.
         """
         now = checksums(self._engine)
@@ -127,15 +127,14 @@ def differences(
                 what = f"{name} (checksum {_hex(value)}, theirs {_hex(usual)})"
                 odd.setdefault(rank, []).append(what)
     sentences = [
-        f"{who[rank]}: what changed without an update is {_few(what)}"
-        for rank, what in changed.items()
+        f"{who[rank]}: changed without an update: {_few(what)}" for rank, what in changed.items()
     ]
     sentences += [
         f"{who[rank]} differs from the other ranks in {_few(what)}" for rank, what in odd.items()
     ]
     if unclear:
         both = " and ".join(who) if len(who) == 2 else "the ranks"
-        sentences.append(f"{both} differ, and none can be told to be right, in {_few(unclear)}")
+        sentences.append(f"{both} differ, and which is right is not known: {_few(unclear)}")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""Take an optimizer step, or leave it out without a trace, at every ZeRO stage."""
+"""Take an optimizer step, or skip it without a trace, at every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Update:
 
     Args:
         applied: the weights and the optimizer's state were updated; otherwise all are as before.
-        gradient_norm: L2 norm of the gradient before clipping; no finite number where it was none
-            (DeepSpeed says inf for every such one, and for a step that it was told to leave out).
-        only_loss_scale: left out because fp16's gradients overflowed at this loss scale, which is
-            how the scale finds its size: no fault.
+        gradient_norm: L2 norm of the gradient before clipping. Where that is not finite, and where
+            it is made to skip a step, DeepSpeed says inf.
+        only_loss_scale: skipped because fp16's gradients overflowed at this loss scale, which is
+            how the scale finds its size: not a fault.
     """
 
     applied: bool
@@ -36,36 +36,36 @@ class Update:
 
     @property
     def faulty(self) -> bool:
-        """The step was left out because its loss or its gradient was no number."""
+        """The step was skipped because its loss or its gradient is not finite."""
         return not self.applied and not self.only_loss_scale
 
 
-def apply_update(engine: DeepSpeedEngine, *, leave_out: bool) -> Update:
+def apply_update(engine: DeepSpeedEngine, *, skip: bool) -> Update:
     """Take the step that the gradients ask for: `engine.step()` of the last micro-step. Collective.
 
-    It is left out where the gradient norm is no finite number, too. Then weights, moments and
-    their step counters stay as they are to the last bit, the gradients are cleared, and the
-    engine counts the step, so that the next one begins as after any other. In fp16 the loss scale
-    goes down, as after any overflow.
+    It is also skipped where the gradient norm is not finite. A skipped step leaves weights,
+    moments and their step counters as they are to the last bit; the gradients are cleared, and
+    the engine counts the step, so that the next one begins as after any other. In fp16 the loss
+    scale goes down, as after any overflow.
 
-    DeepSpeed 0.19.8 leaves steps without a finite gradient norm out by itself at stages 1 to 3. At
-    stage 0 it does not, and keeps no norm: there it is found here, and serves to clip as well.
+    At stages 1 to 3 DeepSpeed 0.19.8 itself skips steps whose gradient norm is not finite. At
+    stage 0 it does not, and keeps no norm: there it is computed here, and serves to clip as well.
 
     Args:
         engine: after the last `engine.backward` of the step, before its `engine.step`.
-        leave_out: all ranks agree that this step is bad: some rank's loss is no finite number.
+        skip: this step is bad: some rank's loss is not finite. The same on all ranks.
     """
     optimizer: Any = engine.optimizer
     norm = reduced_gradient_norm(engine)
     finite = norm is None or math.isfinite(norm)
-    applied = finite and not leave_out
+    applied = finite and not skip
     with ExitStack() as changed:
         if norm is not None:
             clip = _clip(engine, norm) if applied else _nothing
             changed.enter_context(_replaced(engine, "clip_fp32_gradients", clip))
             if not applied:
                 changed.enter_context(_replaced(optimizer, "step", _nothing))
-        elif leave_out:
+        elif skip:
             changed.enter_context(_replaced(optimizer, *_infinite_norm(optimizer)))
         try:
             engine.step()
@@ -82,8 +82,8 @@ def apply_update(engine: DeepSpeedEngine, *, leave_out: bool) -> Update:
         if not applied:
             _forget_gradients(optimizer)
     assert norm is not None
-    assert not (applied and leave_out)
-    return Update(applied, norm, engine.fp16_enabled() and not applied and not leave_out)
+    assert not (applied and skip)
+    return Update(applied, norm, engine.fp16_enabled() and not applied and not skip)
 
 
 def _clip(engine: DeepSpeedEngine, norm: float) -> Callable[[], None]:
@@ -104,7 +104,7 @@ def _nothing() -> None:
 def _infinite_norm(optimizer: Any) -> tuple[str, Callable[..., Any]]:
     """Where one of DeepSpeed's ZeRO optimizers asks for the gradient norm; and inf as the answer.
 
-    It then takes its own way out: clears what it gathered, and leaves the step out.
+    It then clears what it gathered and skips the step by itself.
     """
     infinite = torch.tensor(math.inf)
     if isinstance(optimizer, BF16_Optimizer):
@@ -115,10 +115,10 @@ def _infinite_norm(optimizer: Any) -> tuple[str, Callable[..., Any]]:
 
 
 def _forget_gradients(optimizer: Any) -> None:
-    """What DeepSpeed 0.19.8 forgets to forget at stages 1 and 2 with an offloaded optimizer.
+    """Clear what DeepSpeed 0.19.8 does not at stages 1 and 2 with an offloaded optimizer.
 
-    Sums of 16-bit gradients in fp32 stay there after a step that is left out, and the next step's
-    are added to them: after one NaN no step is ever taken again.
+    Its fp32 sums of 16-bit gradients outlive a skipped step, and the next step's gradients are
+    added to them: after one NaN no step is ever taken again.
     """
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
         for group in optimizer.averaged_gradients:
@@ -127,7 +127,7 @@ def _forget_gradients(optimizer: Any) -> None:
 
 @contextmanager
 def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """One object's method is another function for a while."""
+    """Replace a method of one object inside this block."""
     assert callable(getattr(owner, name))
     assert name not in vars(owner)
     setattr(owner, name, function)

@@ -1,1 +1,1 @@
-"""Whether machines are fit to train: before any ssh, and on every rank."""
+"""Preflight checks of the machines: before any ssh, and on every rank."""

@@ -13,13 +13,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """What was typed.
 
     Raises:
-        UserError: neither a hostfile nor a recipe is named, nor --numerics alone; or a port that is
-            none.
+        UserError: neither a hostfile, a recipe nor --numerics is given, or --numerics with another;
+            --ssh-port is not a port.
     """
     parser = argparse.ArgumentParser(
-        description="Are these machines fit to train? With --hostfile: can each be reached? With "
-        "--recipe: does every rank fit the others and the recipe? With --numerics: does DeepSpeed "
-        "compute here what PyTorch computes?",
+        description="Preflight checks. With --hostfile: can each host be reached? With --recipe: "
+        "does every rank fit the others and the recipe? With --numerics: does DeepSpeed compute "
+        "here what PyTorch computes?",
         epilog="example: python launch/preflight.py --hostfile hosts && deepspeed --hostfile hosts "
         "launch/preflight.py --recipe recipes/gpt2_124m.yaml --expect-ranks 16. Exit codes: 0 all "
         "is well, or only warnings; 1 a check failed; 2 the input is wrong.",
@@ -47,5 +47,5 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             "Give --hostfile FILE, or start it with deepspeed, --recipe FILE or --numerics.",
         )
     if args.ssh_port is not None and not 1 <= args.ssh_port <= 65535:
-        raise user_error(f"--ssh-port {args.ssh_port}", "is no port", "Give 1 to 65535.")
+        raise user_error(f"--ssh-port {args.ssh_port}", "is not a port", "Give 1 to 65535.")
     return args

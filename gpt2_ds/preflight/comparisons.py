@@ -91,7 +91,7 @@ def gpus_alike(facts: Sequence[RankFacts]) -> list[Check]:
             "GPU model",
             facts,
             lambda fact: fact.device_model,
-            "Leave the slower ones out: all wait for them in each step.",
+            "Train without the slower ones: all wait for them in each step.",
             warning,
         ),
         alike(
@@ -134,7 +134,7 @@ def project_alike(facts: Sequence[RankFacts]) -> list[Check]:
 
 
 def devices(facts: Sequence[RankFacts]) -> Check:
-    """Each device has a rank; the roll call saw to it that each rank has a device."""
+    """Each device has a rank; that each rank has a device, the rendezvous has checked."""
     if not any(fact.devices for fact in facts):
         return ok("devices", "CPUs")
     idle = [node for node in one_per_node(facts) if node.machine_devices > node.node_ranks]

@@ -21,7 +21,7 @@ def open_inputs(plan: RunPlan) -> Corpus:
 
     Raises:
         UserError: the run directory holds another run; a dataset is missing, broken, made with
-            another tokenizer or too small; the newest checkpoint cannot go on in this job.
+            another tokenizer or too small; this job cannot resume from the newest checkpoint.
     """
     recipe, loaded = plan.recipe, plan.loaded
     check_same_run(plan.run_dir, loaded)

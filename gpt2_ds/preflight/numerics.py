@@ -47,7 +47,7 @@ _STEPS, _SEQUENCES, _TOKENS, _VOCABULARY = 6, 4, 64, 257  # sequences of each ra
 _LEARNING_RATE, _CLIP = 1e-3, 0.5
 _EPS = 1e-3  # Adam then makes no whole step of a gradient that is mostly rounding
 _MINUTES = 3.0
-_LEFT_OUT = "zero0 in bf16 is left out: no run starts with it, as `launch/plan.py lint` says."
+_NOT_TRIED = "zero0 in bf16 is not tried: no run starts with it, as `launch/plan.py lint` says."
 _FIX = "Train nothing with it: install the versions of requirements.txt, or use another template."
 
 BOUNDS = {"fp32": (1e-5, 1e-4, 1e-4), "bf16": (5e-4, 1e-2, 0.05)}
@@ -112,7 +112,7 @@ def _shares(mine: list[float], theirs: list[float]) -> list[float]:
 
 
 def _largest(shares: list[float]) -> float:
-    """What is no number must not pass for a small difference."""
+    """The largest; nan and inf must not pass for a small difference."""
     return max(shares) if all(share < float("inf") for share in shares) else float("inf")
 
 
@@ -149,7 +149,7 @@ def _check() -> int:
                 print(table(checks), flush=True)
             what = f"{type(error).__name__}: {error}".rstrip(".")
             raise RunError(f"{case}: stopped on rank {rank()} by {what}. {_FIX}") from error
-    by_rank_0(lambda: print(f"{table(checks)}\n\n{_LEFT_OUT}", flush=True))
+    by_rank_0(lambda: print(f"{table(checks)}\n\n{_NOT_TRIED}", flush=True))
     return exit_code(checks)
 
 

@@ -25,7 +25,7 @@ _SEEN_WITHIN_SECONDS = 3.0  # a network disk shows a new file a little later
 def run_folder(run_dir: Path) -> Check:
     """One file written by rank 0 is seen by all, and each can write one. Collective.
 
-    What is written is deleted again. A full disk is no failure of this check: see `room`.
+    What is written is deleted again. A full disk does not fail this check: see `room`.
 
     Args:
         run_dir: made on rank 0 if need be.

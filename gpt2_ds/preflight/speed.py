@@ -1,4 +1,4 @@
-"""How fast each device multiplies, and how fast the ranks add numbers up together."""
+"""How fast each device multiplies matrices, and how fast the ranks all-reduce."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def compare_speeds(
     )
     if device.type == "cpu":
         return warning("matmul", named, "See what else runs on that machine, and its clock rate.")
-    fix = "See nvidia-smi -q there for heat, power limits and other processes; leave it out."
+    fix = "See nvidia-smi -q there for heat, power limits and other processes; train without it."
     return failed("matmul", named, fix)
 
 
@@ -107,7 +107,7 @@ def slow_ones(speeds: Sequence[float], least_share: float) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class AllReduce:
-    """What some ranks reach when they add numbers up together.
+    """What some ranks reach in an all-reduce.
 
     Args:
         bytes_per_second: that a rank sends: 2 (n - 1) / n times the size of the sum, over the time.

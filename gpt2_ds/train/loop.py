@@ -131,7 +131,7 @@ def take_step(run: StepContext, done: Progress) -> Step:
     )
     health.before_update(step)
     with health.compute_time.together():
-        update = apply_update(engine, leave_out=broken > 0)
+        update = apply_update(engine, skip=broken > 0)
     health.after_step(step)
     if written == world_size():
         run.checkpoints.commit()

@@ -85,7 +85,7 @@ def test_a_stop_changes_nothing_and_another_layout_is_refused(tmp_path: Path) ->
         write_universal(checkpoint, tmp_path / "out")
     expected = (
         f"{checkpoint}: it was written with optimizer.name muon, and only Adam's state can be read "
-        "here; the weights can. Go on with the same template on the same number of ranks."
+        "here; the weights can. Resume with the same template on the same number of ranks."
     )
     assert str(caught.value) == expected
     assert not list(tmp_path.glob("out*"))

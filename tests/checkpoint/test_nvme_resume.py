@@ -74,7 +74,7 @@ def test_a_missing_row_is_named(tmp_path: Path) -> None:
         list(layout.pieces("b", "weight"))
     assert str(caught.value) == (
         f"{tmp_path}/rank00/1_1.tensor.swp: not there. Restore it from a copy, or remove this "
-        "checkpoint to go on from the one before."
+        "checkpoint to resume from the one before."
     )
     for rank in (0, 1):
         (tmp_path / f"rank{rank:02d}").mkdir()

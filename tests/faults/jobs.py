@@ -33,7 +33,7 @@ class Job:
         template: of ds_configs.
         deepspeed: through the `deepspeed` command; otherwise the ranks alone, which starts faster.
         environment: added to this process's own.
-        port: where the ranks meet; None: a free one.
+        port: of the rendezvous; None: a free one.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from tests.faults.conftest import Row
 from tests.faults.jobs import job, newest_step
 from tests.small_run import SETTINGS, metrics_of
 
-STEPS = 3000  # the quickstart goes on for longer, so that it lasts some minutes
+STEPS = 3000  # the quickstart is made longer, so that it lasts some minutes
 INTERVAL_STEPS = 100  # a kill every 1,000 steps
 
 

@@ -1,4 +1,4 @@
-"""A rank that is stopped is named; a job that cannot go on ends."""
+"""A rank that is stopped is named; a job that cannot continue ends."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def killed_again_and_again(
 ) -> dict[str, int]:
     """Kill `kills` times at random moments around saves; then let the run end.
 
-    A kill before the first checkpoint is complete is one more: nothing goes on after it.
+    A kill before the first checkpoint is complete is one more: nothing resumes after it.
     """
     chance = random.Random(seed)
     settings = (*SAVES, *length(steps))

@@ -1,4 +1,4 @@
-"""A signal to any process of a job: all ranks save, and the job can go on."""
+"""A signal to any process of a job: all ranks save, and the job can resume."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def victim_of(started: Job, name: str) -> int:
 
 @contextmanager
 def frozen(started: Job, ranks: list[int], *, in_a_save: bool) -> Iterator[None]:
-    """Stop all ranks, where asked for while a checkpoint is half written; they go on behind it."""
+    """Stop all ranks, where asked for while a checkpoint is half written; let them continue."""
     checkpoints = started.run_dir / "checkpoints"
     end = time.monotonic() + 60
     while True:

@@ -85,7 +85,7 @@ def each_stage(data: Path, folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.heavy
-def test_an_update_without_numbers_is_left_out_and_many_end_the_run(
+def test_an_update_that_is_not_finite_is_skipped_and_many_end_the_run(
     data: Path, tmp_path: Path
 ) -> None:
     found, _ = run_ranks(each_stage, 2, tmp_path, data, tmp_path)
@@ -102,7 +102,7 @@ def test_an_update_without_numbers_is_left_out_and_many_end_the_run(
         assert "samples 32:40" in skips[1][1]
         assert "warning: step 3: loss nan" in found[stage][0]
         ended = found[stage][1]
-        assert ended.startswith("RunError: steps 4 to 6: 3 updates in a row were left out"), ended
+        assert ended.startswith("RunError: steps 4 to 6: 3 updates in a row were skipped"), ended
         checkpoints = tmp_path / f"{stage}_end/checkpoints"
         assert {path.name for path in checkpoints.glob("step_*")} == {"step_00000003"}
 
@@ -198,7 +198,7 @@ def test_a_flipped_bit_names_its_rank(data: Path, tmp_path: Path) -> None:
     assert messages[0] == messages[1]
     assert "rank 1 on " in messages[0]
     assert "transformer.h.1.mlp.c_fc.weight" in messages[0]
-    assert "leave that host out" in messages[0]
+    assert "run without that host" in messages[0]
     events = [line["event"] for line in read_ledger(tmp_path / "run/ledger.jsonl")]
     assert "replica" in events
     # What was being written is complete: its weights were compared before.

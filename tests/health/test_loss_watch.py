@@ -73,7 +73,7 @@ def test_the_same_loss_again_is_no_spike() -> None:
     assert watched([0.1] * 50)[1] == []
 
 
-def test_left_out_steps_are_no_losses() -> None:
+def test_skipped_steps_are_no_losses() -> None:
     losses = quiet_losses(25)
     plain, _ = watched(losses)
     watch = LossWatch(HealthSection())
@@ -84,7 +84,7 @@ def test_left_out_steps_are_no_losses() -> None:
     assert words == plain_words != []
 
 
-def test_left_out_steps_in_a_row_end_the_run() -> None:
+def test_skipped_steps_in_a_row_end_the_run() -> None:
     watch = LossWatch(HealthSection(max_skipped_updates=3))
     for step, applied in enumerate([False, False, True, False, False, True, True], start=1):
         watch.observe(step, 3.0 if applied else math.nan, applied)
@@ -93,16 +93,16 @@ def test_left_out_steps_in_a_row_end_the_run() -> None:
     with pytest.raises(RunError) as ended:
         watch.observe(10, math.nan, False)
     assert str(ended.value) == (
-        "steps 8 to 10: 3 updates in a row were left out, for a loss or gradient that is no finite "
-        "number (the last loss: nan). The last checkpoint is untouched. Lower optimizer.lr; or "
-        "look at the samples with `python launch/inspect_data.py where --recipe RECIPE --step 8` "
-        "and leave them out with `--skip-samples a:b` (ledger.jsonl has their numbers)."
+        "steps 8 to 10: 3 updates in a row were skipped, for a loss or gradient that is not finite "
+        "(the last loss: nan). The last checkpoint is untouched. Lower optimizer.lr; or look at "
+        "the samples with `python launch/inspect_data.py where --recipe RECIPE --step 8` and skip "
+        "them with `--skip-samples a:b` (ledger.jsonl has their numbers)."
     )
 
 
 def test_one_may_be_enough() -> None:
     watch = LossWatch(HealthSection(max_skipped_updates=1))
-    with pytest.raises(RunError, match=r"^step 4: 1 update was left out, .* \(the last loss: inf"):
+    with pytest.raises(RunError, match=r"^step 4: 1 update was skipped, .* \(the last loss: inf"):
         watch.observe(4, math.inf, False)
 
 
@@ -111,8 +111,8 @@ def lines_of(*values: tuple[int, float | None, int]) -> str:
     return "".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in values)
 
 
-def test_a_job_that_goes_on_knows_what_the_one_before_saw(tmp_path: Path) -> None:
-    """A spike in the first step is one; steps left out in a row are counted on."""
+def test_a_job_that_resumes_knows_what_the_one_before_saw(tmp_path: Path) -> None:
+    """A spike in the first step is one; steps skipped in a row are counted on."""
     losses = [*quiet_losses(40), 9.0, *quiet_losses(10)]
     unbroken, _ = watched(losses)
     validation = '{"step": 30, "validation_loss": 4.0}\n'
@@ -124,7 +124,7 @@ def test_a_job_that_goes_on_knows_what_the_one_before_saw(tmp_path: Path) -> Non
     content += lines_of((52, None, 1), (53, None, 2))
     (tmp_path / "metrics.jsonl").write_text(content)
     again = LossWatch(HealthSection(max_skipped_updates=3), logged_steps(tmp_path))
-    with pytest.raises(RunError, match=r"^steps 52 to 54: 3 updates in a row were left out"):
+    with pytest.raises(RunError, match=r"^steps 52 to 54: 3 updates in a row were skipped"):
         again.observe(54, math.nan, False)
     again = LossWatch(HealthSection(max_skipped_updates=2), logged_steps(tmp_path))
     assert again.observe(54, 3.0, True) == []

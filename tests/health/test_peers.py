@@ -60,7 +60,7 @@ RANKS = [
     replace(THIS, rank=rank, host=host, place=host)
     for rank, host in enumerate(["a", "a", "b", "b"])
 ]
-GOING = Status(beat=9, step=7, marks=2, doing="averaging")
+GOING = Status(number=9, step=7, marks=2, doing="averaging")
 
 
 class Town:
@@ -103,7 +103,7 @@ def test_a_closed_door_is_a_dead_process(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "was killed or died in step 7 while averaging" in found.sentence
 
 
-def test_two_knocks_without_an_answer_are_a_dead_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_probes_without_an_answer_are_a_dead_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     town = Town(monkeypatch)
     assert town.peers.find([0.0] * 4, [GOING] * 4) is None
     town.answers = dict.fromkeys(range(4), "unreachable")
@@ -113,7 +113,7 @@ def test_two_knocks_without_an_answer_are_a_dead_machine(monkeypatch: pytest.Mon
     assert (found.kind, found.ranks) == ("dead", [2, 3])
     assert found.sentence == (
         "host b (ranks 2, 3) does not answer any more, since step 7 while averaging. Nothing was "
-        "heard for 14 s: the machine died, or the network to it is cut. The same command goes on "
+        "heard for 14 s: the machine died, or the network to it is cut. The same command resumes "
         "from the last complete checkpoint, if need be with a hostfile of the machines that are "
         "left."
     )
@@ -158,7 +158,7 @@ def test_a_rank_that_has_left_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> 
     assert town.peers.find([0.0, 0.0, 99.0, 99.0], [GOING, GOING, left, left]) is None
 
 
-def test_the_others_knock_at_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_others_probe_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     town = Town(monkeypatch, 2)
     assert town.peers.find([0.0] * 4, [GOING] * 4) is None
     town.answers = dict.fromkeys(range(4), "unreachable")
@@ -168,7 +168,7 @@ def test_the_others_knock_at_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert town.probes == [0, 0, 0]
 
 
-def test_of_a_machine_one_rank_knocks_and_the_others_look_at_it(
+def test_of_a_machine_one_rank_probes_and_the_others_look_at_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -210,7 +210,7 @@ def test_nobody_waits_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     socket.answer()
 
 
-def test_knocks_are_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_are_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     town, now = Town(monkeypatch), time.monotonic()
     assert town.peers.find([0.0] * 4, [GOING] * 4) is None
     monkeypatch.setattr(peers, "_PROBE_SECONDS", 30.0)
@@ -222,7 +222,7 @@ def test_knocks_are_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert town.peers.find(silent, [GOING] * 4) is not None
 
 
-def test_on_one_machine_there_are_no_doors_to_knock_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_one_machine_there_are_no_peers_to_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     ranks = [replace(member, place="a") for member in RANKS]
     socket = LivenessSocket()

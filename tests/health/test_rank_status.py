@@ -18,7 +18,7 @@ RANKS = [
     RankProcess(rank, f"host{rank // 2}", f"place{rank // 2}", Process(100 + rank, 1))
     for rank in range(4)
 ]
-GOING = Status(beat=9, step=7, marks=2, doing="averaging")
+GOING = Status(number=9, step=7, marks=2, doing="averaging")
 
 
 def test_a_status_comes_back() -> None:
@@ -37,7 +37,7 @@ def test_the_dead_are_named() -> None:
     assert found.sentence == (
         "rank 1 on host0 (pid 101) was killed or died in step 7 while averaging; rank 3 on host1 "
         "(pid 103) was killed or died in step 2 while saving. `dmesg` on host0 and host1 shows "
-        "whether the memory ran out. The same command goes on from the last complete checkpoint."
+        "whether the memory ran out. The same command resumes from the last complete checkpoint."
     )
 
 

@@ -103,7 +103,10 @@ def test_wrong_words(tmp_path: Path) -> None:
         ),
         (("--numerics", "--expect-ranks", "2"), "--expect-ranks 2: the launcher started 1 rank. "),
         (("--hostfile", "no"), "--hostfile no: cannot be read (No such file or directory); "),
-        (("--hostfile", "hosts", "--ssh-port", "0"), "--ssh-port 0: is no port. Give 1 to 65535."),
+        (
+            ("--hostfile", "hosts", "--ssh-port", "0"),
+            "--ssh-port 0: is not a port. Give 1 to 65535.",
+        ),
         (
             ("--hostfile", "hosts", "--expect-ranks", "8"),
             "--expect-ranks 8: hosts has 2 slots. Correct the hostfile's slots, or the number.",
@@ -180,7 +183,7 @@ def test_a_single_host_that_is_another_machine(
     fix = "Start it on through, or give deepspeed --force_multi."
     assert f"warning: hostfile: {fix}\n" in another.stdout
     assert ": deepspeed --force_multi --hostfile hosts launch/preflight.py" in another.stdout
-    assert re.search(r"^hostfile +ok +1 hosts, 2 ranks$", this.stdout, re.M)
+    assert re.search(r"^hostfile +ok +1 host, 2 ranks$", this.stdout, re.M)
     assert ": deepspeed --hostfile hosts launch/preflight.py" in this.stdout
 
 

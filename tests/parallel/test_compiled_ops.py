@@ -108,15 +108,15 @@ def test_a_lock_that_is_held_stays(
     clear_stale_lock("some_op", nodes=nodes)
     assert held.exists()
     said = capsys.readouterr().err
-    assert said.startswith(f"{held}: another process builds some_op since 500")
-    assert said.endswith(" s; waiting.\n")
+    assert said.startswith(f"{held}: another process is building some_op (500")
+    assert said.endswith(" s); waiting.\n")
 
 
 def test_with_several_nodes_age_decides(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_older(lock, 600)
     clear_stale_lock("some_op", nodes=2)
     assert lock.exists()
-    assert "another process builds some_op" in capsys.readouterr().err
+    assert "another process is building some_op" in capsys.readouterr().err
     make_older(lock, 1000)
     clear_stale_lock("some_op", nodes=2)
     assert not lock.exists()

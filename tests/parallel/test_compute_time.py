@@ -1,4 +1,4 @@
-"""What a rank waits for the others is not its own time."""
+"""What a rank waits for the others is not compute time."""
 
 from __future__ import annotations
 
@@ -117,5 +117,5 @@ def _cost() -> float:
 @pytest.mark.benchmark
 def test_counting_costs_little(tmp_path: Path) -> None:
     (seconds,) = run_ranks(_cost, 1, tmp_path)
-    print(f"\nown time of a step with 100 collectives: {1e6 * seconds:.0f} us")
+    print(f"\ncompute time of a step with 100 collectives: {1e6 * seconds:.0f} us")
     assert seconds < 1e-3

@@ -1,4 +1,4 @@
-"""DeepSpeed's Muon against plain torch, at every ZeRO stage; and what a step left out leaves."""
+"""DeepSpeed's Muon against plain torch, at every ZeRO stage; and what a skipped step leaves."""
 
 from __future__ import annotations
 
@@ -150,25 +150,25 @@ def test_losses_are_those_of_plain_torch(
         assert marked == (".h." in name and leaf == "weight" and ".ln_" not in block), name
 
 
-LEFT_OUT = [("zero2", "fp32"), ("zero3", "bf16"), ("zero2_offload", "fp32")]
+SKIPPED = [("zero2", "fp32"), ("zero3", "bf16"), ("zero2_offload", "fp32")]
 
 
-def leave_out(folder: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
+def with_skipped_steps(folder: Path) -> dict[tuple[str, str, str | None], dict[str, Any]]:
     small_run.SETTINGS += MUON
     clipped = "optimizer.gradient_clipping=0.5"
     plan = updates.small_plan
     updates.small_plan = lambda *words, **more: plan(*(w for w in words if w != clipped), **more)
     return {
         (*case, fault): updates.one_case(*case, fault, folder, 2)
-        for case in LEFT_OUT
+        for case in SKIPPED
         for fault in (None, "gradient", "told")
     }
 
 
 @pytest.mark.heavy
-def test_a_step_left_out_leaves_no_trace_in_the_momentum(tmp_path: Path) -> None:
+def test_a_skipped_step_leaves_no_trace_in_the_momentum(tmp_path: Path) -> None:
     """At stage 3 and with offload DeepSpeed 0.19.8 alone would take it in."""
-    for of_rank in run_ranks(leave_out, 2, tmp_path, tmp_path):
+    for of_rank in run_ranks(with_skipped_steps, 2, tmp_path, tmp_path):
         for (template, dtype, fault), found in of_rank.items():
             never = of_rank[(template, dtype, None)]
             applied = [update.applied for update in found["bad"]]

@@ -1,4 +1,4 @@
-"""Ranks that cannot meet are told why; ranks that leave wait for each other, but not for ever."""
+"""Ranks that cannot join say why; ranks that leave wait for each other, but not for ever."""
 
 from __future__ import annotations
 

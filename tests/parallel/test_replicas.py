@@ -79,20 +79,20 @@ def test_two_odd_ranks_of_five_are_named_each_with_a_few_weights() -> None:
 def test_without_a_majority_none_is_named(now: list[list[int]]) -> None:
     (sentence,) = differences(["a"], now, now, WHO[: len(now)])
     assert sentence.startswith(
-        "the ranks differ, and none can be told to be right, in a (checksums 0000000000000001, "
+        "the ranks differ, and which is right is not known: a (checksums 0000000000000001, "
     )
 
 
 def test_two_that_differ_are_both_named() -> None:
     assert differences(["a"], [[1], [2]], [[1], [2]], WHO[:2]) == [
-        "rank 0 on h0 and rank 1 on h1 differ, and none can be told to be right, in a (checksums "
+        "rank 0 on h0 and rank 1 on h1 differ, and which is right is not known: a (checksums "
         "0000000000000001, 0000000000000002)"
     ]
 
 
 def test_the_one_that_changed_is_named_of_two() -> None:
     assert differences(["a", "b"], [[1, 5], [2, 5]], [[1, 5], [1, 5]], WHO[:2]) == [
-        "rank 1 on h1: what changed without an update is a (checksum 0000000000000001, now "
+        "rank 1 on h1: changed without an update: a (checksum 0000000000000001, now "
         "0000000000000002)"
     ]
 
@@ -152,7 +152,7 @@ def found_on(template: str, dtype: str, folder: Path) -> dict[str, Any]:
     for step in range(4):
         backward()
         found["well"].append(replicas.check())
-        apply_update(engine, leave_out=step == 2)
+        apply_update(engine, skip=step == 2)
         replicas.remember()
     found["names"] = [name for name, _ in replicated(engine)]
     backward()
@@ -188,7 +188,7 @@ def test_a_flipped_bit_is_found_and_its_rank_named(ranks: int, tmp_path: Path) -
         assert found["as it was"] == []
         name = VECTOR if template == "zero3" else WEIGHT
         (sentence,) = found["remembered"]
-        assert sentence.startswith(f"{last}: what changed without an update is {name} (checksum ")
+        assert sentence.startswith(f"{last}: changed without an update: {name} (checksum ")
         if ranks == 1:
             assert found["not remembered"] == []  # nobody to compare with
             continue

@@ -1,4 +1,4 @@
-"""Steps that are left out leave no trace, at every ZeRO stage and in each number format."""
+"""Skipped steps leave no trace, at every ZeRO stage and in each number format."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def take_step(engine: Any, tokens: Tensor, fault: str | None) -> tuple[float, An
             hook.remove()
         if not last:
             engine.step()
-    update = apply_update(engine, leave_out=fault in ("loss", "told"))
+    update = apply_update(engine, skip=fault in ("loss", "told"))
     return total, update
 
 
@@ -216,7 +216,7 @@ def clipped(folder: Path) -> list[tuple[float, dict[str, Tensor]]]:
         engine.backward(window_loss(engine, tokens))
         norm = 0.0
         if ours:
-            norm = apply_update(engine, leave_out=False).gradient_norm
+            norm = apply_update(engine, skip=False).gradient_norm
         else:
             engine.step()
         found.append((norm, {n: p.detach().clone() for n, p in engine.module.named_parameters()}))

@@ -77,7 +77,7 @@ def test_another_gpu_or_driver_is_a_warning() -> None:
         warning(
             "GPU model",
             f"host-2 (rank 3) has NVIDIA A100-SXM4-80GB; {others} has NVIDIA H100 80GB HBM3",
-            "Leave the slower ones out: all wait for them in each step.",
+            "Train without the slower ones: all wait for them in each step.",
         ),
         warning(
             "GPU driver",

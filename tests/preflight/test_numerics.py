@@ -38,7 +38,7 @@ def test_shares_of_what_is_expected() -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
-def test_what_is_no_number_is_far_away(kind: int) -> None:
+def test_what_is_not_finite_is_far_away(kind: int) -> None:
     values = [5.0, 2.0, 4.0]
     values[kind] = float("nan")
     assert of_numbers(*values).apart(of_numbers(5.0, 2.0, 4.0))[kind] == float("inf")

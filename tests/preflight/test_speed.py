@@ -33,7 +33,7 @@ def test_a_slow_device() -> None:
     assert compare_speeds(two_hosts(), speeds, GPU) == failed(
         "matmul",
         SLOW,
-        "See nvidia-smi -q there for heat, power limits and other processes; leave it out.",
+        "See nvidia-smi -q there for heat, power limits and other processes; train without it.",
     )
     fix = "See what else runs on that machine, and its clock rate."
     assert compare_speeds(two_hosts(), speeds, CPU) == warning("matmul", SLOW, fix)

@@ -1,4 +1,4 @@
-"""What DeepSpeed would write into a checkpoint: caught on its way, copied or written by us."""
+"""What DeepSpeed would write into a checkpoint: caught, then copied or written here."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Catcher(CheckpointEngine):  # type: ignore[misc]  # deepspeed ships no ty
 
 
 def _with_its_stage(state: dict[str, Any]) -> dict[str, Any]:
-    """What bf16 at stage 1 leaves out (0.19.8), and zero_to_fp32 then takes for no ZeRO at all."""
+    """With the stage, which bf16 at stage 1 omits (0.19.8): zero_to_fp32 would see no ZeRO."""
     optimizer = state.get("optimizer_state_dict")
     if not isinstance(optimizer, dict) or "group_paddings" not in optimizer:
         return state
@@ -128,7 +128,7 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def fits_in_memory(state: Any, buffers: Buffers) -> bool:
-    """Whether every rank of this machine can copy so much, and the steps that go on have room."""
+    """Whether every rank of this machine can copy so much, and the steps after have room."""
     fresh = bytes_of(state) - buffers.free_bytes()
     return fresh * local_world_size() < _MEMORY_SHARE * free_memory()
 

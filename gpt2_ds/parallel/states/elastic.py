@@ -1,4 +1,4 @@
-"""Go on from a checkpoint at another number of ranks, ZeRO stage or offload, with Adam's state."""
+"""Resume from a checkpoint at another number of ranks, ZeRO stage or offload, with Adam's state."""
 
 from __future__ import annotations
 
@@ -126,15 +126,15 @@ def _refuse_offload(engine: DeepSpeedEngine) -> None:
     for key in ("offload_optimizer", "offload_param"):
         if (zero.get(key) or {}).get("device") == "nvme":
             raise RunError(
-                f"zero_optimization.{key}.device: nvme cannot go on from a checkpoint of another "
+                f"zero_optimization.{key}.device: nvme cannot resume from a checkpoint of another "
                 "stage or number of ranks. Use a template that offloads to cpu, or those of the "
                 "checkpoint."
             )
     ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
     if ratio < 1.0 and zero["stage"] == 3:  # the other stages do not read it
         raise RunError(
-            f"zero_optimization.offload_optimizer.ratio: {ratio} cannot go on from a checkpoint of "
-            "another stage or number of ranks. Use a template with ratio 1."
+            f"zero_optimization.offload_optimizer.ratio: {ratio} cannot resume from a checkpoint "
+            "of another stage or number of ranks. Use a template with ratio 1."
         )
 
 

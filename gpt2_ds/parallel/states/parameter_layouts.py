@@ -32,7 +32,7 @@ class Layout(Protocol):
         """One-dimensional views that are the whole parameter, one behind the other."""
 
     def group_settings(self) -> list[dict[str, Any]]:
-        """Of each parameter group, what the optimizer was told."""
+        """Of each parameter group, the optimizer's settings."""
 
     def state(self, name: str) -> dict[str, Any]:
         """Adam's state of the part of the parameter that rank 0 wrote; empty before an update."""
@@ -165,7 +165,7 @@ class CutParameters:
         path = self._swapped / f"rank{rank:02d}" / name
         if not path.exists():
             raise RunError(
-                f"{path}: not there. Restore it from a copy, or remove this checkpoint to go on "
+                f"{path}: not there. Restore it from a copy, or remove this checkpoint to resume "
                 "from the one before."
             )
         size = path.stat().st_size // torch.float32.itemsize

@@ -123,7 +123,7 @@ class ParameterStates:
 
     @property
     def group_settings(self) -> list[dict[str, Any]]:
-        """Of each parameter group, what the optimizer was told: name, rate, weight decay, ..."""
+        """Of each parameter group, the optimizer's settings: name, rate, weight decay, ..."""
         return self._layout.group_settings()
 
     @property
@@ -146,15 +146,15 @@ class ParameterStates:
         if wrote not in OPTIMIZERS or not OPTIMIZERS[wrote].elastic:
             raise RunError(
                 f"{self._checkpoint}: it was written with optimizer.name {wrote}, and only Adam's "
-                "state can be read here; the weights can. Go on with the same template on the same "
-                "number of ranks."
+                "state can be read here; the weights can. Resume with the same template on the "
+                "same number of ranks."
             )
         offload = self._zero.get("offload_optimizer") or {}
         if offload.get("ratio", 1.0) < 1.0 and self._zero["stage"] == 3:
             raise RunError(
                 f"{self._checkpoint}: it was written with zero_optimization.offload_optimizer.ratio"
                 f" {offload['ratio']}, and DeepSpeed 0.19.8 then saves the optimizer's state only "
-                "in part. Go on from a checkpoint that was written with ratio 1."
+                "in part. Resume from a checkpoint that was written with ratio 1."
             )
         return self._layout.state(name)
 
@@ -225,7 +225,7 @@ def _read(file: Path) -> dict[str, Any]:
         states: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
     except FileNotFoundError:
         raise RunError(
-            f"{file}: not there. Restore it from a copy, or remove this checkpoint to go on from "
-            "the one before."
+            f"{file}: not there. Restore it from a copy, or remove this checkpoint to resume "
+            "from the one before."
         ) from None
     return states

@@ -48,7 +48,7 @@ def unknown_globals(path: Path) -> list[str]:
         named = get_unsafe_globals_in_checkpoint(str(path))
     except (
         OSError,
-        RuntimeError,  # a zip archive that is no good
+        RuntimeError,  # a broken zip archive
         ValueError,  # the form of before torch 1.6; TorchScript; no text
         pickle.UnpicklingError,  # an instruction that torch.save never writes
         EOFError,

@@ -1,6 +1,6 @@
 """Write a checkpoint in DeepSpeed's universal form, for other programs that train with DeepSpeed.
 
-This project does not need it to go on (see `elastic.py`). What DeepSpeed 0.19.8's own converter
+This project does not need it to resume (see `elastic.py`). What DeepSpeed 0.19.8's own converter
 writes of stages 0 and 3 does not load at stages 1 and 2; and it mistakes the order of parameters
 with `round_robin_gradients`.
 """

@@ -171,7 +171,7 @@ def test_offload_to_nvme_is_refused(key: str) -> None:
     with pytest.raises(RunError) as caught:
         load_elastic(engine, SimpleNamespace())
     assert str(caught.value) == (
-        f"zero_optimization.{key}.device: nvme cannot go on from a checkpoint of another stage or "
+        f"zero_optimization.{key}.device: nvme cannot resume from a checkpoint of another stage or "
         "number of ranks. Use a template that offloads to cpu, or those of the checkpoint."
     )
 
@@ -183,7 +183,7 @@ def test_offload_in_part_is_refused() -> None:
     with pytest.raises(RunError) as caught:
         load_elastic(engine, SimpleNamespace())
     assert str(caught.value) == (
-        "zero_optimization.offload_optimizer.ratio: 0.3 cannot go on from a checkpoint of another "
+        "zero_optimization.offload_optimizer.ratio: 0.3 cannot resume from a checkpoint of another "
         "stage or number of ranks. Use a template with ratio 1."
     )
 

@@ -236,8 +236,8 @@ def test_a_missing_file_is_named(name: str, two_ranks: Path) -> None:
     with pytest.raises(RunError) as caught:
         ParameterStates(two_ranks)
     assert str(caught.value) == (
-        f"{two_ranks / name}: not there. Restore it from a copy, or remove this checkpoint to go "
-        "on from the one before."
+        f"{two_ranks / name}: not there. Restore it from a copy, or remove this checkpoint to "
+        "resume from the one before."
     )
 
 
@@ -286,7 +286,7 @@ def test_offload_that_cannot_be_read_is_refused(two_ranks: Path) -> None:
             ask("p1.0")
         assert str(caught.value) == (
             f"{two_ranks}: it was written with zero_optimization.offload_optimizer.ratio 0.5, and "
-            "DeepSpeed 0.19.8 then saves the optimizer's state only in part. Go on from a "
+            "DeepSpeed 0.19.8 then saves the optimizer's state only in part. Resume from a "
             "checkpoint that was written with ratio 1."
         )
     change(*zero, to={"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}})
@@ -305,7 +305,7 @@ def test_another_optimizers_state_is_not_read_as_adams(
             ask("p1.0")
         assert str(caught.value) == (
             f"{two_ranks}: it was written with optimizer.name {name}, and only Adam's state can be "
-            "read here; the weights can. Go on with the same template on the same number of ranks."
+            "read here; the weights can. Resume with the same template on the same number of ranks."
         )
 
 

@@ -168,7 +168,7 @@ def steps_of_adam(engine: Any) -> set[float]:
 
 
 def write_all(folder: Path) -> dict[str, Any]:
-    """Train, save and go on, in each case; what was held, and the losses that came after."""
+    """Train, save and resume, in each case; what was held, and the losses that came after."""
     ranks = world_size()
     known = {}
     for name in SOURCES[ranks]:
