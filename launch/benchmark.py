@@ -25,8 +25,8 @@ def arguments() -> argparse.Namespace:
     add("--template", type=Path, action="append", help="a file of ds_configs/; may be given again")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     add("--steps", type=int, default=20, help="timed steps of each template, in turn (20)")
-    add("--warmup-steps", type=int, default=3, help="steps before the clock runs (3)")
-    add("--plain-torch", action="store_true", help="also the same model without DeepSpeed")
+    add("--warmup-steps", type=int, default=3, help="untimed steps before (3)")
+    add("--plain-torch", action="store_true", help="also time it without DeepSpeed")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
 
@@ -38,8 +38,9 @@ def main() -> int:
     check_deepspeed()
     if args.plain_torch and world_size() > 1:
         raise user_error("--plain-torch", f"with {world_size()} ranks", "Start it with one rank.")
-    if args.steps < 1 or args.warmup_steps < 0:
-        raise user_error("--steps", "below 1, or --warmup-steps below 0", "Give more.")
+    for word, given, least in ("--steps", args.steps, 1), ("--warmup-steps", args.warmup_steps, 0):
+        if given < least:
+            raise user_error(f"{word} {given}", f"is below {least}", f"Give at least {least}.")
     plans = [
         resolve_run(args.recipe, world_size=world_size(), template_file=path, overrides=args.set)
         for path in args.template or [None]

@@ -41,8 +41,8 @@ def arguments() -> dict[str, object]:
     add["verify"]("--step", type=int, metavar="N", help="this checkpoint alone (all)")
     add["reshard"]("--step", type=int, metavar="N", help="of the checkpoint (the newest)")
     add["reshard"]("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    add["prune"]("--keep-last", type=int, metavar="N", help="newest ones that stay (the recipe's)")
-    text = "those of every N steps stay; 0: none (the recipe's)"
+    add["prune"]("--keep-last", type=int, metavar="N", help="keep the newest N (the recipe's)")
+    text = "keep each step that is a multiple of N, too; 0: none (the recipe's)"
     add["prune"]("--keep-every", type=int, metavar="N", help=text)
     add["prune"]("--dry-run", action="store_true", help="delete nothing")
     return vars(parser.parse_args())

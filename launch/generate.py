@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=200, metavar="N", help="tokens of each (200)")
     add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
     add("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens (all)")
-    add("--top-p", type=float, metavar="P", help="choose among the likeliest that sum to P (all)")
+    add("--top-p", type=float, metavar="P", help="the likeliest tokens that sum to P (all)")
     add("--seed", type=int, default=1, help="the same seed gives the same text (1)")
     return parser.parse_args()
 

@@ -85,7 +85,7 @@ def _refuse_lost(plan: RunPlan) -> None:
         if line.get("event") in ("resume", "done") or (
             line.get("event") == "stop" and line["step"]
         ):
-            saved = f"ledger.jsonl has saved steps up to {line['step']}"
+            saved = f"ledger.jsonl shows that step {line['step']} or a later one was saved"
     if (plan.run_dir / "checkpoints/latest").exists():
         saved = saved or "checkpoints/latest names one"
     # The first checkpoint is complete before the second one begins.

@@ -26,25 +26,25 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--hostfile", type=Path, help="see whether ssh reaches each host (without --recipe)")
-    add("--ssh-port", type=int, metavar="N", help="of sshd on the hosts (as ~/.ssh/config says)")
+    add("--hostfile", type=Path, help="check that ssh reaches each host (without --recipe)")
+    add("--ssh-port", type=int, metavar="N", help="port of sshd on the hosts (~/.ssh/config)")
     add("--recipe", type=Path, help="what will be trained: a file of recipes/")
     add("--template", type=Path, help="how it is sharded: a file of ds_configs/ (the recipe's own)")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     add("--run-dir", type=Path, help="where the run will be written (runs/<recipe name>)")
-    add("--numerics", action="store_true", help="train a small model in every way, and compare")
+    add("--numerics", action="store_true", help="compare every ZeRO stage with plain PyTorch, here")
     add("--expect-ranks", type=int, metavar="N", help="refuse another number of ranks")
     add("--dry-run", action="store_true", help="print the commands that would be run, and stop")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args = parser.parse_args(words)
     if args.numerics and (args.hostfile or args.recipe):
-        what = "is given with --hostfile or --recipe, and looks at neither"
+        what = "cannot be combined with --hostfile or --recipe"
         raise user_error("--numerics", what, "Give it alone, under deepspeed.")
     if args.hostfile is None and args.recipe is None and not args.numerics:
         raise user_error(
             "launch/preflight.py",
-            "got neither --hostfile nor --recipe",
-            "Give --hostfile FILE, or start it with deepspeed, --recipe FILE or --numerics.",
+            "needs --hostfile, --recipe or --numerics",
+            "Give --hostfile FILE; or, under deepspeed, --recipe FILE or --numerics.",
         )
     if args.ssh_port is not None and not 1 <= args.ssh_port <= 65535:
         raise user_error(f"--ssh-port {args.ssh_port}", "is not a port", "Give 1 to 65535.")

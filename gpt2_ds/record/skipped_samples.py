@@ -32,7 +32,7 @@ def parse_ranges(words: Iterable[str]) -> Ranges:
         found = _RANGE.fullmatch(word)
         first, end = (int(found[1]), int(found[2])) if found else (0, 0)
         if found is None:
-            what, fix = "is not a range of samples", "Write a:b, two whole numbers from 0 on."
+            what, fix = "is not a range of samples", "Write a:b, two whole numbers, 0 or larger."
         elif first >= end:
             what = "holds no sample: the second number is one past the last skipped sample"
             fix = f"{first}:{first + 1} is sample {first} alone."

@@ -33,8 +33,10 @@ def replay(run: Run, start: Progress, step: int) -> float:
         steps = [manifest.step + 1 for _, manifest in complete_checkpoints(plan.run_dir)]
         raise user_error(
             f"--replay {step}",
-            "no checkpoint before it is left",
-            f"From one: {', '.join(map(str, sorted(steps))) or 'none'}, and the steps after it.",
+            "no checkpoint before this step is left",
+            f"Steps that can be replayed: {min(steps)} and later."
+            if steps
+            else "No step of this run can be replayed.",
         )
     progress = start
     while progress.step < step:

@@ -95,8 +95,8 @@ def test_the_ledger_says_that_something_was_saved(tmp_path: Path, event: str, st
     with pytest.raises(RunError) as refused:
         found(plan)
     assert str(refused.value) == (
-        f"{plan.run_dir}/checkpoints: holds no checkpoint, but there were some: ledger.jsonl has "
-        f"saved steps up to {step}. Restore them from a copy; to begin at step 0, use another "
+        f"{plan.run_dir}/checkpoints: holds no checkpoint, but there were some: ledger.jsonl "
+        f"shows that step {step} or a later one was saved. Restore them from a copy; to begin at step 0, use another "
         "--run-dir, or move this one away."
     )
     assert found(plan, until_step=5) == []  # a replay writes nothing
@@ -106,7 +106,7 @@ def test_a_saved_stop_says_it(tmp_path: Path) -> None:
     plan = small_plan("data", tmp_path / "run")
     plan.run_dir.mkdir()
     lines(plan.run_dir / "ledger.jsonl", {"event": "stop", "step": 5})
-    with pytest.raises(RunError, match="has saved steps up to 5"):
+    with pytest.raises(RunError, match="shows that step 5 or a later one was saved"):
         found(plan)
 
 

@@ -96,10 +96,10 @@ def test_every_mistake_of_every_file_at_once(
 def test_wrong_words(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("a slots=2\n")
     for words, said in [
-        ((), "launch/preflight.py: got neither --hostfile nor --recipe. Give --hostfile FILE, or"),
+        ((), "launch/preflight.py: needs --hostfile, --recipe or --numerics. Give --hostfile FILE"),
         (
             ("--numerics", "--recipe", "no.yaml"),
-            "--numerics: is given with --hostfile or --recipe, and looks at neither. Give it ",
+            "--numerics: cannot be combined with --hostfile or --recipe. Give it alone",
         ),
         (("--numerics", "--expect-ranks", "2"), "--expect-ranks 2: the launcher started 1 rank. "),
         (("--hostfile", "no"), "--hostfile no: cannot be read (No such file or directory); "),

@@ -24,7 +24,8 @@ def test_what_is_no_range_is_refused(word: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_ranges(["1:2", word])
     assert str(refused.value) == (
-        f"--skip-samples {word}: is not a range of samples. Write a:b, two whole numbers from 0 on."
+        f"--skip-samples {word}: is not a range of samples. Write a:b, two whole numbers, 0 or "
+        "larger."
     )
 
 

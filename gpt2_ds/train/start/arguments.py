@@ -42,7 +42,7 @@ def start_options(args: argparse.Namespace, steps: int) -> StartOptions:
     ranges = parse_ranges(args.skip_samples)
     if args.replay is not None and not 1 <= args.replay <= steps:
         fix = f"It has steps 1 to {steps}."
-        raise user_error(f"--replay {args.replay}", "no step of this run", fix)
+        raise user_error(f"--replay {args.replay}", "is not a step of this run", fix)
     return StartOptions(args.strict, ranges)
 
 
@@ -64,11 +64,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--template", type=Path, help="how to shard it: a file of ds_configs/ (the recipe's own)")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value")
     add("--run-dir", type=Path, help="where the run is written (runs/<recipe name>)")
-    add("--twin", action="store_true", help="the recipe's machinery, at 1M parameters in seconds")
-    add("--max-steps", type=int, metavar="N", help="stop after step N; the schedule stays")
-    add("--expect-ranks", type=int, metavar="N", help="refuse to start with another number")
-    add("--restarts", type=int, default=0, metavar="N", help="start again after a failure, N times")
-    add("--strict", action="store_true", help="a damaged checkpoint ends the job (go back one)")
+    add("--twin", action="store_true", help="a copy of the recipe: 1M parameters, 50 steps")
+    add("--max-steps", type=int, metavar="N", help="stop after step N; same schedule")
+    add("--expect-ranks", type=int, metavar="N", help="refuse another number of ranks")
+    add("--restarts", type=int, default=0, metavar="N", help="restart N times after a failure")
+    add("--strict", action="store_true", help="a damaged checkpoint is an error (use an older)")
     add(
         "--skip-samples",
         action="append",
@@ -77,7 +77,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         help="skip samples A up to B, not B itself, of the order of training from now on",
     )
     add("--replay", type=int, metavar="STEP", help="take one past step again, and change nothing")
-    add("--dry-run", action="store_true", help="print every value, its origin, what follows; stop")
+    add("--dry-run", action="store_true", help="print all values and what follows; stop")
     add("--hostfile", type=Path, help="with --dry-run: print each node's command and ranks, too")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parsed = parser.parse_args(words)

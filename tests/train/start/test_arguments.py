@@ -32,4 +32,4 @@ def test_a_step_that_the_run_has_not(step: int) -> None:
         start_options(parse(["--recipe", "r.yaml", f"--replay={known}"]), 8)
     with pytest.raises(UserError) as error:
         start_options(parse(["--recipe", "r.yaml", f"--replay={step}"]), 8)
-    assert str(error.value) == f"--replay {step}: no step of this run. It has steps 1 to 8."
+    assert str(error.value) == f"--replay {step}: is not a step of this run. It has steps 1 to 8."
