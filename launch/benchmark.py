@@ -38,9 +38,10 @@ def main() -> int:
     check_deepspeed()
     if args.plain_torch and world_size() > 1:
         raise user_error("--plain-torch", f"with {world_size()} ranks", "Start it with one rank.")
-    for word, given, least in ("--steps", args.steps, 1), ("--warmup-steps", args.warmup_steps, 0):
-        if given < least:
-            raise user_error(f"{word} {given}", f"is below {least}", f"Give at least {least}.")
+    if args.steps < 1 or args.warmup_steps < 0:
+        raise user_error(
+            "--steps", "must be at least 1, and --warmup-steps at least 0", "Give more."
+        )
     plans = [
         resolve_run(args.recipe, world_size=world_size(), template_file=path, overrides=args.set)
         for path in args.template or [None]

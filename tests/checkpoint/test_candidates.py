@@ -96,8 +96,8 @@ def test_the_ledger_says_that_something_was_saved(tmp_path: Path, event: str, st
         found(plan)
     assert str(refused.value) == (
         f"{plan.run_dir}/checkpoints: holds no checkpoint, but there were some: ledger.jsonl "
-        f"shows that step {step} or a later one was saved. Restore them from a copy; to begin at step 0, use another "
-        "--run-dir, or move this one away."
+        f"shows that step {step} or a later one was saved. Restore them from a copy; to begin at "
+        "step 0, use another --run-dir, or move this one away."
     )
     assert found(plan, until_step=5) == []  # a replay writes nothing
 

@@ -97,8 +97,8 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
     assert "mkdir" in said["payload"]
     assert not (tmp_path / "ran").exists()
     assert said["no such step"] == (
-        "UserError: --replay 2: no checkpoint before this step is left. Steps that can be replayed: "
-        "4 and later."
+        "UserError: --replay 2: no checkpoint before this step is left. Steps that can be "
+        "replayed: 4 and later."
     )
     assert said["skip behind"].startswith("UserError: --skip-samples 8:16: the run stands at")
     assert "resuming from step 6" in said["skip"]

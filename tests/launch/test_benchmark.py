@@ -66,8 +66,8 @@ def test_benchmark_refuses_what_it_cannot_compare() -> None:
             1,
             "--plain-torch: has AdamW, and the recipe muon. Leave it out.",
         ),
-        ("--steps 0", 2, "--steps 0: is below 1. Give at least 1."),
-        ("--warmup-steps -1", 2, "--warmup-steps -1: is below 0. Give at least 0."),
+        ("--steps 0", 2, "--steps: must be at least 1"),
+        ("--warmup-steps -1", 2, "and --warmup-steps at least 0. Give more."),
     ):
         shown = run_command(
             f"python launch/benchmark.py --recipe recipes/quickstart.yaml {command}",
