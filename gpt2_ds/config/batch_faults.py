@@ -1,4 +1,4 @@
-"""What must be true of the batch and its ramp, for so many ranks."""
+"""What is wrong with the batch and its ramp, for a number of ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt2_ds.config.recipe_file import LoadedRecipe
 
 
 def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
-    """What is wrong with `batch`, for so many processes."""
+    """What is wrong with `batch`, for a number of processes."""
     tokens, size = loaded.recipe.batch.global_batch_tokens, loaded.recipe.batch.micro_batch_size
     seq_length = loaded.recipe.data.seq_length
     nearest = near_multiples(tokens, seq_length * size * world_size)
@@ -20,7 +20,7 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
         return [
             Fault(
                 loaded.where("batch.global_batch_tokens"),
-                f"{tokens} is no multiple of data.seq_length {seq_length}",
+                f"{tokens} is not a multiple of data.seq_length {seq_length}",
                 f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}.",
             )
         ]
@@ -31,7 +31,7 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
             Fault(
                 loaded.where("batch.global_batch_tokens"),
                 f"{tokens} tokens are {global_batch_size} sequences of {seq_length}, which "
-                f"{ranks} cannot share evenly",
+                f"{ranks} do not divide",
                 f"World sizes that work: {few(fitting)}."
                 if fitting
                 else f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}.",
@@ -51,7 +51,7 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
 
 
 def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
-    """Of a ramp up to a full batch that fits."""
+    """What is wrong with the ramp, where the full batch is right."""
     batch, seq_length = loaded.recipe.batch, loaded.recipe.data.seq_length
     ramp, full = batch.ramp, batch.global_batch_tokens
     if ramp is None:
@@ -60,13 +60,13 @@ def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     for key, tokens in (("start", ramp.start_tokens), ("increment", ramp.increment_tokens)):
         where = loaded.where(f"batch.ramp.{key}_tokens")
         if tokens % seq_length:
-            what = f"{tokens} is no multiple of data.seq_length {seq_length}"
+            what = f"{tokens} is not a multiple of data.seq_length {seq_length}"
             fix = f"Nearest: {near_multiples(tokens, seq_length * world_size)}."
             faults.append(Fault(where, what, fix))
         elif tokens % (seq_length * world_size):
             what = (
                 f"{tokens} tokens are {tokens // seq_length} sequences of {seq_length}, which "
-                f"{world_size} ranks cannot share evenly"
+                f"{world_size} ranks do not divide"
             )
             common = gcd(ramp.start_tokens, ramp.increment_tokens)
             fitting = divisors(common // seq_length) if common % seq_length == 0 else []
@@ -84,9 +84,9 @@ def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
             f"batch.global_batch_tokens {full}"
         )
         fitting = [
-            each
-            for each in divisors(full - ramp.start_tokens)
-            if each % (seq_length * world_size) == 0
+            tokens
+            for tokens in divisors(full - ramp.start_tokens)
+            if tokens % (seq_length * world_size) == 0
         ]
         fix = f"Values that work: {few(fitting)}." if fitting else "Change one of the three."
         faults.append(Fault(loaded.where("batch.ramp.increment_tokens"), what, fix))

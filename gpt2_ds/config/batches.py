@@ -11,7 +11,7 @@ from gpt2_ds.config.recipe import BatchSection
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps that follow each other and have one batch size; free of the world size.
+    """Steps in a row with one batch size; the same for any world size.
 
     Args:
         batch_tokens: tokens of each of its optimizer steps.
@@ -25,7 +25,7 @@ class Stretch:
 
 
 def stretches(batch: BatchSection) -> tuple[Stretch, ...]:
-    """What `batch` and its ramp say, the last one without end.
+    """The stretches of `batch` with its ramp, the last one without end.
 
     The ramp's sizes are start, start + increment, ... below global_batch_tokens, each for an equal
     share of length_tokens, in whole steps: a size ends with the first step that reaches its share.
@@ -55,8 +55,8 @@ def ramp_is_sound(batch: BatchSection) -> bool:
 
 
 def _stretch_at(batch: BatchSection, tokens: int) -> Stretch:
-    """The one whose steps begin at or before so many tokens seen, and end after them."""
-    return next(each for each in reversed(stretches(batch)) if each.tokens_before <= tokens)
+    """The stretch of the step that follows after so many tokens seen."""
+    return next(part for part in reversed(stretches(batch)) if part.tokens_before <= tokens)
 
 
 def steps_until(batch: BatchSection, tokens: int) -> int | None:
@@ -78,7 +78,7 @@ def step_ends_near(batch: BatchSection, tokens: int, least: int = 1) -> list[int
 
 @dataclass(frozen=True)
 class Level:
-    """How the ranks share a batch of one size.
+    """How a batch of one size is divided among the ranks.
 
     Args:
         first_step: the first step of this size; 1 is the run's first.
@@ -97,7 +97,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Batches:
-    """Of a run on so many ranks.
+    """The batches of a run on a number of ranks.
 
     Args:
         levels: in the order of their steps; the last is the recipe's full batch, without end.
@@ -113,13 +113,13 @@ class Batches:
         largest that divides both.
         """
         levels = []
-        for each in stretches(batch):
-            size = each.batch_tokens // seq_length
+        for stretch in stretches(batch):
+            size = stretch.batch_tokens // seq_length
             micro = gcd(size // world_size, batch.micro_batch_size)
             levels.append(
                 Level(
-                    first_step=each.first_step,
-                    samples_before=each.tokens_before // seq_length,
+                    first_step=stretch.first_step,
+                    samples_before=stretch.tokens_before // seq_length,
                     global_batch_size=size,
                     micro_batch_size=micro,
                     gradient_accumulation_steps=size // world_size // micro,

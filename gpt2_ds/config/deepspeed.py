@@ -67,7 +67,7 @@ def deepspeed_config(
     config["zero_optimization"] |= optimizer.zero_optimization
     if half:
         config["data_types"] = {"grad_accum_dtype": accumulate}
-        # Left out, DeepSpeed 0.19.8 casts fp32 sums back to 16 bits to add them up over the ranks.
+        # Without it, DeepSpeed 0.19.8 casts fp32 sums back to 16 bits to add them over the ranks.
         config["communication_data_type"] = accumulate
     if template.csv_monitor:
         config["csv_monitor"] |= {"output_path": str(run_dir), "job_name": "csv"}

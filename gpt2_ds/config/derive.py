@@ -65,15 +65,15 @@ def vocabulary_size(loaded: LoadedRecipe) -> int:
         special_ids = [int(rank) for rank in specials.values()] or [max(ids) + 1]
         return max(*ids, *special_ids) + 1
     except OSError as error:
-        what = f"is no known tokenizer, and no file that can be read ({error.strerror})"
+        what = f"is not a known tokenizer, and not a file that can be read ({error.strerror})"
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"is no ranks file: {error}"
+        what = f"is not a ranks file: {error}"
     fix = "Write gpt2, bytes, or the path of a tiktoken ranks file."
     raise UserError(Fault(loaded.where("tokenizer.name"), f"{name!r} {what}", fix))
 
 
 def derive(loaded: LoadedRecipe, world_size: int) -> Derived:
-    """Everything that follows, for so many processes.
+    """Everything that follows, for a number of processes.
 
     Raises:
         UserError: all values that do not fit each other, each with the values that would.
@@ -142,7 +142,8 @@ def _model_faults(loaded: LoadedRecipe) -> list[Fault]:
         faults.append(
             Fault(
                 loaded.where("evaluation.tokens"),
-                f"{recipe.evaluation.tokens} is no multiple of data.seq_length {data.seq_length}",
+                f"{recipe.evaluation.tokens} is not a multiple of data.seq_length "
+                f"{data.seq_length}",
                 f"Nearest: {near_multiples(recipe.evaluation.tokens, data.seq_length)}.",
             )
         )
@@ -173,7 +174,7 @@ def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
         faults.append(
             Fault(
                 loaded.where("schedule.total_tokens"),
-                f"{schedule.total_tokens} is{after} no multiple of batch.global_batch_tokens "
+                f"{schedule.total_tokens} is{after} not a multiple of batch.global_batch_tokens "
                 f"{tokens}",
                 f"Nearest: {' or '.join(map(str, ends))}.",
             )

@@ -43,7 +43,7 @@ class UserError(Exception):
     """The user's input is wrong; the run has not started. Exit code 2, no traceback.
 
     Args:
-        faults: every mistake found, so that all can be mended at once.
+        faults: every mistake found, so that all can be corrected at once.
     """
 
     said_by_rank_0 = False

@@ -11,8 +11,8 @@ def divisors(number: int) -> list[int]:
     >>> divisors(12)
     [1, 2, 3, 4, 6, 12]
     """
-    low = [d for d in range(1, min(isqrt(number), 10**6) + 1) if number % d == 0]
-    return low + [number // d for d in reversed(low) if d * d != number]
+    low = [small for small in range(1, min(isqrt(number), 10**6) + 1) if number % small == 0]
+    return low + [number // small for small in reversed(low) if small * small != number]
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -1,7 +1,7 @@
-"""What each optimizer is: the one table that all parts ask.
+"""What each optimizer is: the one table that all of the code reads.
 
 To add one: its name and its keys in the recipe's schema, and a row here. A name without a row is
-refused wherever it is asked for.
+refused wherever it is read.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class State:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of them.
+    """One optimizer.
 
     Args:
         title: its name in a sentence.
         deepspeed_type: `optimizer.type` for `deepspeed.initialize`.
         params: `optimizer.params` from the recipe's section, and whether DeepSpeedCPUAdam updates.
         states: all that it keeps, but for the fp32 weights and the count of steps.
-        elastic: a checkpoint goes on at other ranks, another stage or offload:
+        elastic: a run can resume on other ranks, at another stage or offload:
             `gpt2_ds/parallel/states` reads and fills these states.
         torch_class: what does the same in `torch.optim` (with lr, betas, eps and fused), for
             `launch/benchmark.py --plain-torch`; None: nothing does.
@@ -118,7 +118,7 @@ def optimizer_named(name: str) -> Optimizer:
     """The row of an optimizer.
 
     Raises:
-        UserError: there is none: the schema takes a name that nobody described.
+        UserError: there is none: the schema has a name that is not described here.
     """
     if name not in OPTIMIZERS:
         what = f"{name} is not described in gpt2_ds/config/optimizers.py"

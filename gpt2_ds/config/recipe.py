@@ -164,7 +164,7 @@ class OptimizerSection(Section):
     @field_validator("muon_lr", "muon_momentum")
     @classmethod
     def _goes_with_the_name(cls, value: float | None, info: ValidationInfo) -> float | None:
-        name = info.data.get("name")  # None: it is no known one, which is said of it
+        name = info.data.get("name")  # None: the name itself is wrong, and is reported
         if name is not None and (value is None) == (name == "muon"):
             wanted = "be given" if value is None else "be left out"
             said = f"It should {wanted} where optimizer.name is {name}"
@@ -260,12 +260,12 @@ class CheckpointSection(Section):
     keep_best: bool = True
     """The checkpoint with the lowest validation loss is kept; of those validated at their step."""
     write_behind: bool = True
-    """Copy the state into memory and write it while training goes on, where memory allows; false:
+    """Copy the state into memory and write it while training continues, where memory allows; false:
     training waits until all is written."""
     copy_to: Annotated[str, Field(min_length=1)] | None = None
     """Address of a folder, s3://, gs:// or a path; COPY_TO/<name of the run directory> gets copies
-    of the checkpoints (of those that come while one is sent, the newest), and a run goes on from
-    there where its own are older, damaged or gone. Two runs need two names."""
+    of the checkpoints (of those that come while one is sent, the newest), and a run resumes
+    from there where its own are older, damaged or gone. Two runs need two names."""
 
 
 class LoggingSection(Section):
@@ -282,8 +282,7 @@ class HealthSection(Section):
     """The job ends, naming the rank that hangs, when no step is done for so long. Longer than the
     slowest single step, and than the first, which may compile."""
     max_skipped_updates: Positive = 5
-    """An update whose loss or gradient is no finite number is left out; so many in a row end the
-    run."""
+    """An update whose loss or gradient is not finite is skipped; so many in a row end the run."""
     loss_spike_sigmas: NotNegativeFloat = 8.0
     """A loss this many standard deviations above the mean of the last 100 steps is written down
     with its samples; 0: none is."""

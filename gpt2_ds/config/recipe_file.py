@@ -177,7 +177,7 @@ def fault_of(
         if others := [_tag(other) for other in place.variants if last in other.model_fields]:
             return Fault(
                 where,
-                f"no key of a {_tag(place.section)} {section}",
+                f"not a key of a {_tag(place.section)} {section}",
                 f"Remove it, or set {section}.name to {' or '.join(others)}.",
             )
         return Fault(where, "no such key", nearest(last, list(place.section.model_fields)))
@@ -228,7 +228,7 @@ def _is_override(key: str, origins: dict[str, str]) -> bool:
 
 def _prefixes(key: str) -> Iterator[str]:
     parts = key.split(".")
-    return (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return (".".join(parts[:length]) for length in range(len(parts), 0, -1))
 
 
 def _one_line(text: str) -> str:

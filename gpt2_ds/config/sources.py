@@ -1,4 +1,4 @@
-"""What must be true of the datasets a recipe names, before any is opened."""
+"""What is wrong with the datasets that a recipe names, before any is opened."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def _phase_faults(loaded: LoadedRecipe) -> list[Fault]:
             faults.append(Fault(where, what, "Put the phases in order."))
         if ramp_is_sound(batch) and steps_until(batch, phase.from_tokens) is None:
             after = ", after the ramp," if batch.ramp else ""
-            what = f"from_tokens {phase.from_tokens} is{after} no multiple of "
+            what = f"from_tokens {phase.from_tokens} is{after} not a multiple of "
             what += f"batch.global_batch_tokens {batch.global_batch_tokens}"
             ends = step_ends_near(batch, phase.from_tokens)
             faults.append(Fault(where, what, f"Nearest: {' or '.join(map(str, ends))}."))
         before = phase.from_tokens
         for name in sorted(phase.weights.keys() - set(names)):
-            what = f"{name!r} is no source of data.sources"
+            what = f"{name!r} is not one of data.sources"
             faults.append(Fault(where, what, nearest(name, names)))
         if missing := [name for name in names if name not in phase.weights]:
             what = f"no weight for {', '.join(missing)}"

@@ -69,11 +69,11 @@ class ZeroOptimization(Section):
     allgather_bucket_size: Positive = 500_000_000
     """Elements gathered at a time."""
     overlap_comm: bool = False
-    """Reduce gradients while backward goes on."""
+    """Reduce gradients while backward runs."""
     use_multi_rank_bucket_allreduce: bool = True
     """Stage 1-2: reduce what several ranks own in one call."""
     ignore_unused_parameters: bool = True
-    """Stage 1-2: a parameter without a gradient is no error; a GPT-2 has none."""
+    """Stage 1-2: a parameter without a gradient is not an error; a GPT-2 has none."""
     load_from_fp32_weights: bool = True
     """A checkpoint's fp32 weights are taken, not its rounded ones."""
     round_robin_gradients: bool = False

@@ -29,7 +29,7 @@ RECIPE_KEYS = {
 }
 """DeepSpeed's keys that a recipe owns, and the recipe's key for each."""
 
-_ANOTHER_SIZE = "Remove it: the same command on another number of ranks goes on by itself."
+_ANOTHER_SIZE = "Remove it: the same command on another number of ranks resumes the run."
 _NOTHING = "Remove it; nothing here takes its place."
 GONE = {
     "elasticity": _ANOTHER_SIZE,
@@ -48,7 +48,7 @@ GONE = {
     "zero_optimization.mics_hierarchical_params_gather": "Remove it, with mics_shard_size.",
     "zero_optimization.zeropp_loco_param": "Remove it: gradients are quantized without it.",
 }
-"""Keys that DeepSpeed 0.19.8 has no more (its issue #8489), and what to do."""
+"""Keys that DeepSpeed 0.19.8 no longer has (its issue #8489), and what to do."""
 
 _GONE = "is gone from DeepSpeed 0.19.8 (DeepSpeed #8489)"
 _GONE_OPTIMIZERS = ("onebitadam", "zerooneadam", "onebitlamb")
@@ -58,7 +58,7 @@ def load_template(path: Path) -> Template:
     """Read and check a template.
 
     Raises:
-        UserError: every mistake at once: not JSON, unknown keys, "auto", keys that belong into the
+        UserError: every mistake at once: not JSON, unknown keys, "auto", keys that belong in the
             recipe, wrong values.
     """
     file = str(path)
@@ -78,7 +78,7 @@ def load_template(path: Path) -> Template:
     faults = [
         Fault(
             f"{file}: {key}",
-            "belongs into the recipe" + _also_wrong(key, value),
+            "belongs in the recipe" + _also_wrong(key, value),
             f"Set {RECIPE_KEYS[key]} there instead.",
         )
         for key, value in values.items()
@@ -90,7 +90,7 @@ def load_template(path: Path) -> Template:
         if value == "auto" and key.partition(".")[0] not in RECIPE_KEYS
     }
     faults += [
-        Fault(f"{file}: {key}", 'is "auto", which DeepSpeed takes in silence', "Write the value.")
+        Fault(f"{file}: {key}", 'is "auto", which DeepSpeed silently accepts', "Write the value.")
         for key in sorted(automatic)
     ]
     try:
@@ -113,7 +113,7 @@ def load_template(path: Path) -> Template:
 
 
 def _also_wrong(key: str, value: Any) -> str:
-    """What else is to be said of a key that a recipe owns: it is useless, or no more."""
+    """What else is wrong with a key that a recipe owns: it is useless, or gone."""
     if not isinstance(value, dict):
         return ""
     kind = str(value.get("type", ""))

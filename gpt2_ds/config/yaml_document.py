@@ -150,7 +150,7 @@ def read_text(path: Path, what: str, suffix: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError:
-        beside = sorted(str(p) for p in path.parent.glob(f"*{suffix}"))
+        beside = sorted(str(file) for file in path.parent.glob(f"*{suffix}"))
         there = f"In that folder: {', '.join(beside)}." if beside else "Check the path."
         raise user_error(str(path), f"no such {what} (from {Path.cwd()})", there) from None
     except UnicodeDecodeError as error:

@@ -112,7 +112,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     hosts: dict[str, int] = {}
     faults: list[Fault] = []
     for number, raw in enumerate(text.split("\n"), start=1):
-        # DeepSpeed ends a line at "\r" too: what follows one is no comment.
+        # DeepSpeed ends a line at "\r" too: what follows one is not a comment.
         line = raw if "\r" in raw else raw.partition("#")[0].strip(" \t")
         if not line:
             continue
@@ -132,7 +132,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def ranks_of(path: Path, hosts: dict[str, int], expected: int | None) -> int:
-    """The ranks of a hostfile, held to `--expect-ranks`.
+    """The ranks of a hostfile, checked against `--expect-ranks`.
 
     Args:
         path: as it was named.

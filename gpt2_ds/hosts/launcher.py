@@ -16,7 +16,7 @@ from gpt2_ds.hosts.hostfile import ancestors
 from gpt2_ds.hosts.process import program_of
 
 MASTER_PORT = "29500"
-"""Where the ranks meet unless another is given; deepspeed's own."""
+"""The port of the rendezvous, unless another is given; deepspeed's own."""
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's: batch scripts and interactive shells are above
 
@@ -28,7 +28,7 @@ def adopt_launcher_variables() -> None:
     they are set from the names that srun and mpirun use. Without a launcher nothing is changed.
 
     Raises:
-        UserError: the ranks are not told where to meet; ranks of one node that do not follow each
+        UserError: no address for the rendezvous; ranks of one node that do not follow each
             other, or do not see its devices.
     """
     if "RANK" in os.environ:
@@ -64,7 +64,8 @@ def _check_rendezvous(launcher: str, fix: str) -> None:
     if world_size() == 1:
         return
     if not os.environ.get("MASTER_ADDR"):
-        what = f"is not set, and {launcher} started {world_size()} ranks, which meet there"
+        what = f"is not set, and {launcher} started {world_size()} ranks: it is the address of "
+        what += "their rendezvous"
         raise user_error("MASTER_ADDR", what, fix)
     os.environ.setdefault("MASTER_PORT", MASTER_PORT)
 
@@ -191,7 +192,7 @@ def deepspeed_nodes(words: list[str]) -> tuple[dict[str, int], int]:
 
 
 def check_world_size(expected: int | None) -> None:
-    """Hold the launcher to `--expect-ranks`.
+    """Check that the launcher started as many ranks as `--expect-ranks` says.
 
     Raises:
         UserError: the launcher started another number of processes.

@@ -25,7 +25,7 @@ def address_towards(host: str) -> str:
 
 
 def device_of(address: str) -> str | None:
-    """The device that has an IPv4 address; None where none has, or it is no IPv4 address."""
+    """The device that has an IPv4 address; None where none has, or it is not one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:_NAME_BYTES])

@@ -27,7 +27,7 @@ def describe_nodes(hostfile: Path, words: Sequence[str]) -> str:
     Args:
         hostfile: of the job.
         words: the script and its arguments, as they were typed; those that only a dry run has are
-            left out.
+            removed.
 
     Raises:
         UserError: the hostfile is missing or malformed.

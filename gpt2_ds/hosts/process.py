@@ -30,7 +30,7 @@ class Process:
 
     @classmethod
     def find(cls, pid: int) -> Process | None:
-        """The process that has this number now; None if there is none, or only its remains."""
+        """The process that has this number now; None if there is none, or it has ended."""
         fields = _stat(pid)
         if fields is None or fields[0] in ("Z", "X"):
             return None

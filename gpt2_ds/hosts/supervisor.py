@@ -43,9 +43,9 @@ def is_supervised() -> bool:
 def supervise(restarts: int) -> None:
     """Become this rank's supervisor; returns only in the process that is to train.
 
-    The launcher sees nothing of a restart: the supervisor, which it started, goes on. When one rank
-    dies the watchdog ends the others, so that all their supervisors start them again, and they meet
-    at the same address. Call it before torch is imported: a supervisor is small.
+    The launcher sees nothing of a restart: the supervisor, which it started, keeps running. When
+    one rank dies the watchdog ends the others, so that all their supervisors start them again, with
+    a rendezvous at the same address. Call it before torch is imported: a supervisor is small.
 
     Args:
         restarts: how often at most; 0: this process trains itself.
@@ -101,7 +101,7 @@ class _Supervisor:
                 os._exit(1)
 
         environment = os.environ | {_ATTEMPT: str(attempt)}
-        if "TORCHELASTIC_RESTART_COUNT" in environment:  # torchrun's store keeps the old meeting
+        if "TORCHELASTIC_RESTART_COUNT" in environment:  # torchrun's store keeps the old rendezvous
             environment["TORCHELASTIC_RESTART_COUNT"] = str(attempt - 1)
         self._child = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
@@ -118,7 +118,7 @@ class _Supervisor:
         """Wait before the next attempt: 1 s, 2 s, ... 30 s. False: the run is to stop."""
         began = time.monotonic()
         seconds = min(_LONGEST_WAIT_SECONDS, 2.0 ** (attempt - 1))
-        while self._signal is None and all(one.lives() for one in self._launchers):
+        while self._signal is None and all(process.lives() for process in self._launchers):
             waited = time.monotonic() - began
             if waited >= seconds and (waited >= _OLD_RANK_0_SECONDS or not _old_rank_0_listens()):
                 return True

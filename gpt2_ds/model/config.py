@@ -121,8 +121,8 @@ class GPT2Config:
             config: anything with the attributes of `transformers.GPT2Config`.
 
         Raises:
-            ValueError: it asks for arithmetic that this model does not do; training on would give
-                another model under the same name.
+            ValueError: it asks for arithmetic that this model does not do, which would be another
+                model under the same name.
         """
         for name, implemented in (
             ("activation_function", ("gelu_new", "gelu_pytorch_tanh")),
@@ -137,5 +137,5 @@ class GPT2Config:
                     f"{name} is {given!r}. This model implements "
                     f"{' or '.join(map(repr, implemented))} only."
                 )
-        known = {f.name for f in fields(cls)}
+        known = {field.name for field in fields(cls)}
         return cls(**{name: getattr(config, name) for name in known if hasattr(config, name)})

@@ -234,7 +234,7 @@ class GPT2LMHeadModel(nn.Module):
             input_ids: (B, T) int64.
             attention_mask: (B, T_total) 1 = keep, 0 = padding, the cached positions included.
                 Outputs at padded positions are finite and mean nothing.
-            position_ids: (T,) or (B, T); by default they go on after the cache.
+            position_ids: (T,) or (B, T); by default they continue after the cache.
             past_key_values: the cache of an earlier call.
             use_cache: return the cache.
             labels: (B, T) the same tokens as `input_ids`; shifted here, -100 is ignored.

@@ -68,7 +68,7 @@ class LMHead(nn.Linear):
 
         Args:
             hidden: (B, T, C), any leading dimensions.
-            targets: (B, T) int64, aligned with `hidden`; `IGNORE_INDEX` is left out.
+            targets: (B, T) int64, aligned with `hidden`; `IGNORE_INDEX` does not count.
 
         Returns:
             (B, T, vocab_size) logits, a view without the padding; or the loss, an fp32 scalar in

@@ -31,7 +31,7 @@ class Bar:
     Args:
         label: what it is, in a few words.
         parts: of its length, in the order of the legend.
-        note: said behind it.
+        note: the text behind it.
     """
 
     label: str

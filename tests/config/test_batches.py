@@ -117,19 +117,19 @@ def test_gpt3s_ramp_is_exact_to_the_token() -> None:
         (
             ("batch.ramp.start_tokens=320", "batch.ramp.increment_tokens=704"),
             2,
-            "batch.ramp.start_tokens: 320 tokens are 5 sequences of 64, which 2 ranks cannot share "
-            "evenly. Nearest: 256 or 384. Or world sizes that work: 1.",
+            "batch.ramp.start_tokens: 320 tokens are 5 sequences of 64, which 2 ranks do not "
+            "divide. Nearest: 256 or 384. Or world sizes that work: 1.",
         ),
         (
             (),
             8,
-            "batch.ramp.start_tokens: 256 tokens are 4 sequences of 64, which 8 ranks cannot share "
-            "evenly. Nearest: 512. Or world sizes that work: 1, 2, 4.",
+            "batch.ramp.start_tokens: 256 tokens are 4 sequences of 64, which 8 ranks do not "
+            "divide. Nearest: 512. Or world sizes that work: 1, 2, 4.",
         ),
         (
             ("batch.ramp.start_tokens=100",),
             1,
-            "batch.ramp.start_tokens: 100 is no multiple of data.seq_length 64. Nearest: 64 or "
+            "batch.ramp.start_tokens: 100 is not a multiple of data.seq_length 64. Nearest: 64 or "
             "128.",
         ),
         (
@@ -153,7 +153,7 @@ def test_gpt3s_ramp_is_exact_to_the_token() -> None:
         (
             ("schedule.total_tokens=10_240",),
             1,
-            "schedule.total_tokens: 10240 is, after the ramp, no multiple of "
+            "schedule.total_tokens: 10240 is, after the ramp, not a multiple of "
             "batch.global_batch_tokens 1024. Nearest: 10752.",
         ),
     ],
@@ -183,7 +183,7 @@ data:
     with pytest.raises(UserError) as caught:
         derive(loaded, 1)
     assert str(caught.value) == (
-        f"{loaded.file}: data.phases.0: from_tokens 2600 is, after the ramp, no multiple of "
+        f"{loaded.file}: data.phases.0: from_tokens 2600 is, after the ramp, not a multiple of "
         "batch.global_batch_tokens 1024. Nearest: 2048 or 2816."
     )
 

@@ -82,12 +82,12 @@ def test_the_small_recipe(tmp_path: Path) -> None:
         (
             "evaluation.tokens=100",
             1,
-            "evaluation.tokens: 100 is no multiple of data.seq_length 64. Nearest: 64 or 128.",
+            "evaluation.tokens: 100 is not a multiple of data.seq_length 64. Nearest: 64 or 128.",
         ),
         (
             "evaluation.tokens=10",
             1,
-            "evaluation.tokens: 10 is no multiple of data.seq_length 64. Nearest: 64.",
+            "evaluation.tokens: 10 is not a multiple of data.seq_length 64. Nearest: 64.",
         ),
         (
             "batch.micro_batch_size=3",
@@ -98,13 +98,13 @@ def test_the_small_recipe(tmp_path: Path) -> None:
         (
             "schedule.total_tokens=10_250",
             1,
-            "schedule.total_tokens: 10250 is no multiple of batch.global_batch_tokens 1024. "
+            "schedule.total_tokens: 10250 is not a multiple of batch.global_batch_tokens 1024. "
             "Nearest: 10240 or 11264.",
         ),
         (
             "schedule.total_tokens=11_000",
             1,
-            "schedule.total_tokens: 11000 is no multiple of batch.global_batch_tokens 1024. "
+            "schedule.total_tokens: 11000 is not a multiple of batch.global_batch_tokens 1024. "
             "Nearest: 10240 or 11264.",
         ),
         (
@@ -127,13 +127,13 @@ def test_the_small_recipe(tmp_path: Path) -> None:
         (
             "tokenizer.name=gtp2",
             1,
-            "tokenizer.name: 'gtp2' is no known tokenizer, and no file that can be read "
+            "tokenizer.name: 'gtp2' is not a known tokenizer, and not a file that can be read "
             "(No such file or directory). Write gpt2, bytes, or the path of a tiktoken ranks file.",
         ),
         (
             'tokenizer.name="a\\0b"',
             1,
-            "tokenizer.name: 'a\\x00b' is no ranks file: embedded null byte. "
+            "tokenizer.name: 'a\\x00b' is not a ranks file: embedded null byte. "
             "Write gpt2, bytes, or the path of a tiktoken ranks file.",
         ),
     ],
@@ -147,12 +147,12 @@ def test_world_sizes_that_work(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     assert only_fault(lambda: derive(load_small(tmp_path), 3)) == (
         f"{file}: batch.global_batch_tokens: 1024 tokens are 16 sequences of 64, which 3 ranks "
-        "cannot share evenly. World sizes that work: 1, 2, 4, 8."
+        "do not divide. World sizes that work: 1, 2, 4, 8."
     )
     loaded = load_small(tmp_path, "batch.micro_batch_size=3")
     assert only_fault(lambda: derive(loaded, 5)) == (
         f"{file}: batch.global_batch_tokens: 1024 tokens are 16 sequences of 64, which 5 ranks "
-        "cannot share evenly. Nearest for 5 ranks of 3 sequences: 960 or 1920."
+        "do not divide. Nearest for 5 ranks of 3 sequences: 960 or 1920."
     )
 
 
@@ -160,10 +160,10 @@ def test_tokens_that_are_no_whole_sequences(tmp_path: Path) -> None:
     loaded = load_small(tmp_path, "batch.global_batch_tokens=1000")
     faults = [str(fault) for fault in faults_of(lambda: derive(loaded, 2))]
     assert faults[0] == (
-        "--set: batch.global_batch_tokens: 1000 is no multiple of data.seq_length 64. "
+        "--set: batch.global_batch_tokens: 1000 is not a multiple of data.seq_length 64. "
         "Nearest for 2 ranks of 2 sequences: 768 or 1024."
     )
-    assert len(faults) == 2  # and total_tokens is no multiple of 1000
+    assert len(faults) == 2  # and total_tokens is not a multiple of 1000
 
 
 def test_many_values_are_cut_short(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_the_vocabulary_of_a_ranks_file(tmp_path: Path) -> None:
     assert vocabulary_size(load_small(tmp_path, f"tokenizer.name={ranks}")) == 8
     ranks.write_bytes(b"no ranks here")
     text = load_small(tmp_path, f"tokenizer.name={ranks}")
-    assert f"'{ranks}' is no ranks file: " in only_fault(lambda: vocabulary_size(text))
+    assert f"'{ranks}' is not a ranks file: " in only_fault(lambda: vocabulary_size(text))
 
 
 def test_the_fields_of_the_model(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_recipe_is_loaded(tmp_path: Path) -> None:
         (
             "min_lr: 1e-4",
             "min_lr: 1e-4\n  stable_tokens: 5",
-            "schedule.stable_tokens: no key of a cosine schedule. "
+            "schedule.stable_tokens: not a key of a cosine schedule. "
             "Remove it, or set schedule.name to wsd.",
         ),
         ("min_lr: 1e-4", "min_lr: 1e-4\n  zzz: 5", "schedule.zzz: no such key. Known here: decay"),
@@ -119,7 +119,7 @@ def test_a_section_as_a_value(tmp_path: Path) -> None:
 def test_keys_of_another_schedule(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     assert [str(f) for f in faults_of(lambda: load_small(tmp_path, "schedule.name=constant"))] == [
-        f"{file}: schedule.{key}: no key of a constant schedule. "
+        f"{file}: schedule.{key}: not a key of a constant schedule. "
         "Remove it, or set schedule.name to cosine or wsd."
         for key in ("decay_tokens", "min_lr")
     ]
@@ -157,14 +157,14 @@ def test_a_schedule_that_has_come_is_known_by_name(
         assert message.partition(": ")[2].startswith(f"schedule.name: {said}")
     faults = faults_of(lambda: load_small(tmp_path, "schedule.name=constant"))
     assert [str(fault) for fault in faults] == [
-        f"{file}: schedule.{key}: no key of a constant schedule. "
+        f"{file}: schedule.{key}: not a key of a constant schedule. "
         f"Remove it, or set schedule.name to {names}."
         for key, names in (("decay_tokens", "cosine"), ("min_lr", "cosine or linear"))
     ]
     faults = faults_of(lambda: load_small(tmp_path, "schedule.name=linear"))
     assert [str(fault) for fault in faults] == [
         f"{file}: schedule.floor_tokens: missing. Add it.",
-        f"{file}: schedule.decay_tokens: no key of a linear schedule. Remove it, or set "
+        f"{file}: schedule.decay_tokens: not a key of a linear schedule. Remove it, or set "
         "schedule.name to cosine.",
     ]
 

@@ -71,16 +71,16 @@ def test_faults_of_sources(tmp_path: Path, overrides: list[str], message: str) -
     [
         (
             "{from_tokens: 1000, weights: {web: 1, books: 1}}",
-            "from_tokens 1000 is no multiple of batch.global_batch_tokens 1024. Nearest: 1024.",
+            "from_tokens 1000 is not a multiple of batch.global_batch_tokens 1024. Nearest: 1024.",
         ),
         (
             "{from_tokens: 5000, weights: {web: 1, books: 1}}",
-            "from_tokens 5000 is no multiple of batch.global_batch_tokens 1024. Nearest: 4096 "
+            "from_tokens 5000 is not a multiple of batch.global_batch_tokens 1024. Nearest: 4096 "
             "or 5120.",
         ),
         (
             "{from_tokens: 1024, weights: {wep: 1, books: 1}}",
-            "'wep' is no source of data.sources. Did you mean web?",
+            "'wep' is not one of data.sources. Did you mean web?",
         ),
         (
             "{from_tokens: 1024, weights: {books: 1}}",

@@ -53,7 +53,7 @@ def zero(rest: str) -> str:
         (zero('"stage": 1, "reduce_bucket_size": 0'), "is 0, must be greater than 0. It is: El"),
         (
             with_zero('"communication_data_type": "bf16"'),
-            "belongs into the recipe. Set precision.grad_accum_dtype there instead.",
+            "belongs in the recipe. Set precision.grad_accum_dtype there instead.",
         ),
         (with_zero('"gradient_predivide_factor": NaN'), "is nan, must be a finite number."),
         (with_zero('"gradient_predivide_factor": 1e999'), "is inf, must be a finite number."),
@@ -83,7 +83,7 @@ def test_a_byte_order_mark_is_taken(tmp_path: Path) -> None:
 
 def test_auto_is_refused_everywhere(tmp_path: Path) -> None:
     text = zero('"stage": "auto", "overlap_comm": "auto"')
-    how = 'is "auto", which DeepSpeed takes in silence. Write the value.'
+    how = 'is "auto", which DeepSpeed silently accepts. Write the value.'
     assert refused(tmp_path, text) == [
         f"zero_optimization.{key}: {how}" for key in ("overlap_comm", "stage")
     ]
@@ -97,7 +97,7 @@ def test_auto_is_refused_everywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["1", '"auto"', '{"enabled": "auto"}'])
 def test_a_key_of_the_recipe_names_the_recipes_key(tmp_path: Path, key: str, value: str) -> None:
     assert refused(tmp_path, with_zero(f'"{key}": {value}')) == [
-        f"{key}: belongs into the recipe. Set {RECIPE_KEYS[key]} there instead."
+        f"{key}: belongs in the recipe. Set {RECIPE_KEYS[key]} there instead."
     ]
 
 
@@ -190,7 +190,7 @@ def test_keys_that_are_gone_elsewhere_are_unknown_here(tmp_path: Path) -> None:
 )
 def test_a_key_of_the_recipe_that_is_wrong_there_too(tmp_path: Path, text: str, also: str) -> None:
     (said,) = refused(tmp_path, with_zero(text))
-    assert said.partition(": ")[2].startswith(f"belongs into the recipe{also}")
+    assert said.partition(": ")[2].startswith(f"belongs in the recipe{also}")
 
 
 def test_deepspeed_has_none_of_the_optimizers_that_are_said_to_be_gone() -> None:

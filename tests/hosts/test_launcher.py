@@ -148,7 +148,8 @@ def test_no_meeting_place(
 ) -> None:
     environment |= theirs
     assert only_fault(adopt_launcher_variables) == (
-        f"MASTER_ADDR: is not set, and {name} started 4 ranks, which meet there. {fix}"
+        f"MASTER_ADDR: is not set, and {name} started 4 ranks: it is the address of "
+        f"their rendezvous. {fix}"
     )
     assert environment["RANK"] == "3"  # so that rank 0 is the one to print it
 

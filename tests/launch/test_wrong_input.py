@@ -116,7 +116,11 @@ def workplace(prepared: Workplace) -> Workplace:
         ("n_head: 4", "n_head: 5", "small.yaml: model.n_head: 5 heads do not divide n_embd 64."),
         ("seed: 1", "seed: [1", "small.yaml:3: not YAML: "),
         ("seed: 1", "seed: 1\nseed: 2", "small.yaml: seed: given twice, on lines 2 and 3."),
-        ("name: bytes", "name: no.tiktoken", "small.yaml: tokenizer.name: 'no.tiktoken' is no kn"),
+        (
+            "name: bytes",
+            "name: no.tiktoken",
+            "small.yaml: tokenizer.name: 'no.tiktoken' is not a kn",
+        ),
         ("name: bytes", "name: gpt2", "small.yaml: tokenizer.name: 'gpt2' has 50257 tokens, and "),
         ("/dataset", "/nothing", "nothing: no such dataset. Make it: python launch/prepare_data"),
         ("tokens: 256", "tokens: 6_400_000", "small.yaml: evaluation.tokens: 6400000 tokens, and"),
@@ -155,7 +159,7 @@ def test_a_wrong_template(workplace: Workplace) -> None:
     template = workplace.folder / "t.json"
     template.write_text('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "zzz": 1}')
     said = workplace.refused("--template", str(template)).splitlines()
-    assert said[0].startswith("error: t.json: gradient_clipping: belongs into the recipe.")
+    assert said[0].startswith("error: t.json: gradient_clipping: belongs in the recipe.")
     assert said[1].startswith("error: t.json: zzz: no such key.")
 
 

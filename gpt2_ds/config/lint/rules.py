@@ -76,11 +76,11 @@ def _nvme(job: Job) -> Iterator[Finding]:
         if job.zero.stage == 3:
             yield job.warning(
                 "offload_optimizer.device",
-                "is nvme: this run cannot go on from its own checkpoints, as DeepSpeed loads "
+                "is nvme: this run cannot resume from its own checkpoints, as DeepSpeed loads "
                 "neither step counters nor parts below 1 MiB of them",
-                "After a stop go on with ds_configs/zero3_offload.json, or set it to cpu now; "
+                "After a stop, resume with ds_configs/zero3_offload.json, or set it to cpu now; "
                 "offload_param may stay on nvme.",
-                "seen in 0.19.8: loss 4.671 for 4.607 two steps later",
+                "seen in 0.19.8: loss 4.671 instead of 4.607 two steps later",
             )
     if parameters is not None and parameters.device == "nvme":
         largest = _largest_part(job)
@@ -100,7 +100,7 @@ def _largest_part(job: Job) -> int:
     try:
         rows = round_up(vocabulary_size(job.loaded), model.pad_vocab_to_multiple_of)
     except UserError:
-        return 0  # it is said elsewhere
+        return 0  # reported elsewhere
     return -(-ModelShape.of(model, rows).n_largest // job.world_size)
 
 
@@ -165,8 +165,8 @@ def _quantized(job: Job) -> Iterator[Finding]:
     if zero.zero_quantized_weights and job.world_size & (job.world_size - 1):
         yield job.warning(
             "zero_quantized_weights",
-            f"is true on {job.world_size} ranks: parts of parameters whose size is no multiple of "
-            "8 are refused by DeepSpeed",
+            f"is true on {job.world_size} ranks: parts of parameters whose size is not a multiple "
+            "of 8 are refused by DeepSpeed",
             "Use a power of two of ranks if the start fails.",
             "DeepSpeed #4386",
         )
@@ -217,7 +217,7 @@ RULES = (
     _sums_in_16_bits,
     muon,
 )
-"""Each asks one thing of a job, in the order of their findings."""
+"""Each checks one thing of a job, in the order of their findings."""
 
 
 def lint(

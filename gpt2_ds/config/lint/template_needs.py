@@ -37,7 +37,7 @@ def check_needs(template: Template, file: str, *, on_cpu: bool) -> None:
     }
     for where, path in paths.items():
         if path is not None and not (Path(path).is_dir() and os.access(path, os.W_OK)):
-            what = f"{path} is no folder that this user may write to"
+            what = f"{path} is not a folder that this user may write to"
             faults.append(Fault(where, what, "Name one on a local NVMe disk of every machine."))
     if paths and find_library("aio") is None:
         what = "offload to nvme needs the library libaio, which is not installed"

@@ -13,7 +13,7 @@ _LOGIT_BYTES = 3 * FP32_BYTES
 
 
 def kept_bytes(plan: RunPlan, micro_batch_size: int, *, checkpointing: bool) -> int:
-    """What one forward pass keeps for backward on one rank, the loss's logits left out.
+    """What one forward pass keeps for backward on one rank, without the loss's logits.
 
     Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198, section 4.1) count 34 + 5 H T / C
     bytes a token and width. Here attention is fused and keeps no T x T, dropout keeps a byte where

@@ -49,13 +49,15 @@ def fit(args: Namespace) -> int:
     """Print what every template needs, and the cheapest setting that fits.
 
     Raises:
-        UserError: unknown GPUs, a share or price that is none, a recipe that is wrong or that so
-            many ranks cannot share; a file that cannot be written.
+        UserError: unknown GPUs; a share or price out of range; a recipe that is wrong, or whose
+            batch so many ranks do not divide; a file that cannot be written.
     """
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise user_error(f"--mfu {args.mfu}", "is not between 0 and 1", "For example: --mfu 0.4.")
     if args.price is not None and not 0 <= args.price < inf:
-        raise user_error(f"--price {args.price}", "is no price", "Give USD for one GPU and hour.")
+        raise user_error(
+            f"--price {args.price}", "is not a price", "Give USD for one GPU and hour."
+        )
     cluster = parse_gpus(
         args.gpus,
         node_gpus=args.node_gpus,
@@ -95,7 +97,7 @@ def _heading(found: Settings, cluster: Cluster) -> str:
     )
     if found.suited:
         changed = ", ".join(found.suited)
-        why = f"because {cluster.count} ranks cannot share the recipe's batches evenly"
+        why = f"because {cluster.count} ranks do not divide the recipe's batches"
         text += f"\nChanged, {why}: {changed}."
     return text
 

@@ -108,7 +108,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Node:
-    """What a machine has otherwise than usual; None: as usual.
+    """What a machine has that is not usual; None: the usual.
 
     Args:
         gpus: GPUs of a machine.
@@ -138,7 +138,7 @@ class Cluster:
     Args:
         name: of the GPU, as in `GPUS`.
         count: GPUs of all machines; one rank each.
-        node: what the machines have otherwise than usual.
+        node: what the machines have that is not usual.
     """
 
     name: str
@@ -197,7 +197,7 @@ def read_gpus(word: str, *, named: bool = False) -> tuple[int, str | None]:
         close = nearest(found[2].upper(), GPUS)
         known = f"Known here: {', '.join(sorted(GPUS))}."
         fix = close if close == known else f"{close} {known}"
-        raise user_error(f"--gpus {word}", f"{found[2]!r} is no known GPU", fix)
+        raise user_error(f"--gpus {word}", f"{found[2]!r} is not a known GPU", fix)
     return int(found[1]), name
 
 

@@ -129,7 +129,7 @@ def settings(
             proportion to it.
 
     Raises:
-        UserError: the recipe is wrong, or so many ranks cannot share its batch; the one template
+        UserError: the recipe is wrong, or so many ranks do not divide its batch; the one template
             is wrong for them.
     """
     suited = suited_overrides(load_recipe(recipe, overrides), cluster.count)

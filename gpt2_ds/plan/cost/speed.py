@@ -5,7 +5,7 @@ bytes of the update. What is not is one of the constants below, and the GPU's
 `matmul_efficiency`. They were chosen by hand so that llm-foundry's rows of one machine with 2,048
 positions (350M to 7B; its A100 80GB and H100 tables) come out about right together; no constant
 belongs to a single row. Hopper's efficiency was then lowered from 0.62 to 0.60 with all H100 rows
-in view, so those are no blind predictions. tests/plan/cost/published_points.py has every point
+in view, so those are not blind predictions. tests/plan/cost/published_points.py has every point
 with its address, and tests/plan/cost/test_speed.py prints the errors: half are below 10 %.
 DeepSpeed with Hugging Face's LLaMA took 1.3 to 1.7 times as long as predicted here, llm.c's
 hand-written kernels less. Beyond `MEASURED_GPUS` only ZeRO-3 of 2021 is published: 1.6 to 4.9
@@ -23,7 +23,7 @@ MEASURED_GPUS = 128
 """The most of a published run that `step_time` comes near to."""
 
 MEASURED_KINDS = ("A100-40", "A100-80", "H100-80")
-"""GPUs that a published run has been held against."""
+"""GPUs on which a published run was compared."""
 
 DEEPSPEED_TOOK = (1.3, 1.7)
 """Times as long as predicted: published DeepSpeed runs on 8 GPUs, LLaMA 7B of Hugging Face."""
@@ -98,7 +98,7 @@ class Sharing:
 
     Args:
         stage: 0 to 3.
-        overlap: gradients are reduced while backward goes on.
+        overlap: gradients are reduced while backward runs.
         hpz: ranks of the secondary partition; 1: none.
         quantized_weights: gathered in 8 bits.
         quantized_gradients: reduced in 4 bits.

@@ -1,4 +1,4 @@
-"""What of a recipe must be said anew for some number of ranks: the ramp and the run's end."""
+"""What of a recipe must change for a number of ranks: the ramp and the run's end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gpt2_ds.config.recipe_file import LoadedRecipe
 
 
 def suited_overrides(loaded: LoadedRecipe, ranks: int) -> list[str]:
-    """The `--set` words with which so many ranks can share every stair of the ramp.
+    """The `--set` words with which a number of ranks divides every stair of the ramp.
 
-    The stairs become the next size that all ranks can share, and the run ends with the nearest
-    whole step. A full batch that they cannot share is another training, and what `--set` gave is
-    meant as it is: nothing is suited then, and `derive` says what works.
+    The stairs become the next size that the ranks divide, and the run ends with the nearest whole
+    step. Another full batch would be another training, and what `--set` gave is meant as it is:
+    nothing is suited then, and `derive` says what works.
     """
     words = _suited(loaded.recipe, ranks)
     changed = {word.partition("=")[0] for word in words}

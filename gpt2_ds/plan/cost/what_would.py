@@ -50,7 +50,7 @@ def _host_memory(found: Settings, cluster: Cluster) -> int | None:
 
 
 def _larger(plan: RunPlan, cluster: Cluster) -> list[int]:
-    """Counts that can share the batch, in whole machines."""
+    """Larger rank counts that divide the batch, in whole machines."""
     return [
         count
         for count in divisors(plan.derived.global_batch_size)

@@ -52,7 +52,7 @@ def recipe_file(word: str) -> Path:
 
 
 def paper_of(name: str) -> Paper:
-    """The paper of a recipe, or of a copy of it: gpt3_1.3b_mine is held to gpt3_1.3b's.
+    """The paper of a recipe, or of a copy of it: gpt3_1.3b_mine is compared with gpt3_1.3b's.
 
     Raises:
         UserError: the name begins with none that has a paper.

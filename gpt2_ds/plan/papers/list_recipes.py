@@ -54,13 +54,15 @@ def list_recipes(args: Namespace) -> int:
     """Print all of recipes/, the smallest first.
 
     Raises:
-        UserError: a GPU that is not known, a share that is none, or a recipe that is wrong.
+        UserError: an unknown GPU, a share that is not between 0 and 1, or a wrong recipe.
     """
     peak = peak_bf16_flops(args.gpu)
     if peak is None:
         raise user_error(f"--gpu {args.gpu}", "not known", nearest(args.gpu, PEAK_BF16_FLOPS))
     if not 0 < args.mfu <= 1:
-        raise user_error(f"--mfu {args.mfu}", "is no share of the peak", "Give 0.4, for example.")
+        raise user_error(
+            f"--mfu {args.mfu}", "is not a share of the peak", "Give 0.4, for example."
+        )
     found = sorted(map(listed, RECIPES.glob("*.yaml")), key=lambda recipe: recipe.flops)
     rows = [_HEAD, *(_row(recipe, recipe.gpu_days(peak, args.mfu)) for recipe in found)]
     print(table(rows, numbers=True))

@@ -26,7 +26,7 @@ class Published:
         if isinstance(self.value, range):
             return isinstance(ours, int) and ours in self.value
         if isinstance(self.value, float) and isinstance(ours, float):
-            return isclose(self.value, ours, rel_tol=1e-9)  # a tenth is no exact float
+            return isclose(self.value, ours, rel_tol=1e-9)  # a tenth is not an exact float
         return self.value is not None and self.value == ours
 
 

@@ -31,15 +31,15 @@ def test_clipping(tmp_path: Path, stage: int) -> None:
     assert said(tmp_path, {"stage": stage}, *MUON, "optimizer.gradient_clipping=0.5") == [
         "error: --set: optimizer.gradient_clipping: is 0.5 with Muon: DeepSpeed clips the update "
         "that Muon made of the gradient, which is as large for any gradient (seen in 0.19.8: loss "
-        "5.141 for 4.872 after 20 steps; DeepSpeed #8439). Set it to 0, which switches clipping "
-        "off."
+        "5.141 instead of 4.872 after 20 steps; DeepSpeed #8439). Set it to 0, which switches "
+        "clipping off."
     ]
     assert said(tmp_path, {"stage": stage}, "optimizer.gradient_clipping=0.5") == []
 
 
 def test_fp16(tmp_path: Path) -> None:
     assert said(tmp_path, {"stage": 1}, *MUON, "precision.dtype=fp16") == [
-        "error: --set: precision.dtype: is fp16, in which Muon was not held against plain torch "
+        "error: --set: precision.dtype: is fp16, in which Muon was not compared with plain torch "
         "(fp32 and bf16 were, in 0.19.8). Set it to bf16."
     ]
     assert said(tmp_path, {"stage": 1}, "precision.dtype=fp16") == []
@@ -49,7 +49,7 @@ def test_a_disk(tmp_path: Path) -> None:
     zero = {"stage": 3, "offload_optimizer": NVME}
     assert said(tmp_path, zero, *MUON)[0] == (
         "error: t.json: zero_optimization.offload_optimizer.device: is nvme, with which Muon was "
-        "not held against plain torch (cpu was, in 0.19.8). Set it to cpu."
+        "not compared with plain torch (cpu was, in 0.19.8). Set it to cpu."
     )
     assert not any("Muon" in line for line in said(tmp_path, zero))
 

@@ -38,9 +38,9 @@ def said(*args: Any, **others: Any) -> list[str]:
 NVME = {"device": "nvme", "nvme_path": "/x"}
 CPU = {"device": "cpu"}
 RESUMED = (
-    "warning: t.json: zero_optimization.offload_optimizer.device: is nvme: this run cannot go on "
+    "warning: t.json: zero_optimization.offload_optimizer.device: is nvme: this run cannot resume "
     "from its own checkpoints, as DeepSpeed loads neither step counters nor parts below 1 MiB of "
-    "them (seen in 0.19.8: loss 4.671 for 4.607 two steps later). After a stop go on with "
+    "them (seen in 0.19.8: loss 4.671 instead of 4.607 two steps later). After a stop, resume with "
     "ds_configs/zero3_offload.json, or set it to cpu now; offload_param may stay on nvme."
 )
 HPZ = "error: t.json: zero_optimization.zero_hpz_partition_size: "
@@ -157,8 +157,8 @@ def test_quantized_weights_on_an_odd_number_of_ranks(tmp_path: Path) -> None:
     zero = {"stage": 3, "zero_quantized_weights": True}
     assert said(tmp_path, zero, world_size=24)[1:] == [
         "warning: t.json: zero_optimization.zero_quantized_weights: is true on 24 ranks: parts of "
-        "parameters whose size is no multiple of 8 are refused by DeepSpeed (DeepSpeed #4386). Use "
-        "a power of two of ranks if the start fails."
+        "parameters whose size is not a multiple of 8 are refused by DeepSpeed (DeepSpeed #4386). "
+        "Use a power of two of ranks if the start fails."
     ]
 
 

@@ -45,8 +45,8 @@ def test_a_disk_needs_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     template = on_disk(tmp_path)
     faults = faults_of(lambda: check_needs(template, "t.json", on_cpu=True))
     assert [str(fault) for fault in faults] == [
-        f"t.json: zero_optimization.{name}.nvme_path: {tmp_path / 'nvme'} is no folder that this "
-        "user may write to. Name one on a local NVMe disk of every machine."
+        f"t.json: zero_optimization.{name}.nvme_path: {tmp_path / 'nvme'} is not a folder that "
+        "this user may write to. Name one on a local NVMe disk of every machine."
         for name in ("offload_optimizer", "offload_param")
     ]
     (tmp_path / "nvme").mkdir()

@@ -180,7 +180,7 @@ def test_what_was_changed_is_said_and_what_was_given_is_not_changed(
     assert run(words) == 0
     said = capsys.readouterr().out
     start = "batch.ramp.start_tokens=131072"
-    assert f"Changed, because 64 ranks cannot share the recipe's batches evenly: {start}, " in said
+    assert f"Changed, because 64 ranks do not divide the recipe's batches: {start}, " in said
     assert start in values_of(command_of(said), "--set")
     with pytest.raises(UserError, match=r"schedule\.total_tokens: 100000000000 "):
         run(f"{words} --set schedule.total_tokens=100_000_000_000")
@@ -260,16 +260,16 @@ def test_machines_with_more_memory_would_fit(capsys: pytest.CaptureFixture[str])
 
 def test_ranks_that_cannot_share_the_batch() -> None:
     said = only_fault(lambda: run("--recipe recipes/gpt2_124m.yaml --gpus 7xH100-80"))
-    assert "7 ranks cannot share evenly" in said
+    assert "7 ranks do not divide" in said
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
         ("--mfu 1.5", "--mfu 1.5: is not between 0 and 1. For example: --mfu 0.4."),
-        ("--price -1", "--price -1.0: is no price. Give USD for one GPU and hour."),
-        ("--price inf", "--price inf: is no price. Give USD for one GPU and hour."),
-        ("--price nan", "--price nan: is no price. Give USD for one GPU and hour."),
+        ("--price -1", "--price -1.0: is not a price. Give USD for one GPU and hour."),
+        ("--price inf", "--price inf: is not a price. Give USD for one GPU and hour."),
+        ("--price nan", "--price nan: is not a price. Give USD for one GPU and hour."),
         ("--template nowhere.json", "nowhere.json: "),
         ("--template ds_configs/zero0.json", "ds_configs/zero0.json: zero_optimization.stage: "),
         ("--html nowhere/x.html", "--html nowhere/x.html: cannot be written (No such file or "),

@@ -44,7 +44,7 @@ def test_peaks_are_the_products_own() -> None:
 def test_another_form(word: str) -> None:
     said = only_fault(lambda: parse_gpus(word))
     if word == "8xx":
-        assert "'x' is no known GPU" in said
+        assert "'x' is not a known GPU" in said
     else:
         assert said.startswith(f"--gpus {word}: is not a count, an x and the name of a GPU")
     assert all(name in said for name in GPUS)
@@ -59,7 +59,7 @@ def test_a_count_alone_or_with_a_name(word: str, ranks: int) -> None:
 
 NO_COUNT = ("is not a count of GPUs", "For example: --gpus 8, or 8xH100-80. Known: A100-40, ")
 BELOW_1 = ("is below 1", "Give at least 1.")
-UNKNOWN = ("is no known GPU", "Known here: A100-40, ")
+UNKNOWN = ("is not a known GPU", "Known here: A100-40, ")
 WRONG = {
     "16xNonsense": UNKNOWN,
     "8xH100": UNKNOWN,
@@ -97,7 +97,7 @@ def test_what_is_no_count() -> None:
 
 def test_the_nearest_name() -> None:
     said = only_fault(lambda: parse_gpus("8xh100"))
-    assert "'h100' is no known GPU. Did you mean H100-80? Known here: A100-40, " in said
+    assert "'h100' is not a known GPU. Did you mean H100-80? Known here: A100-40, " in said
     said = only_fault(lambda: parse_gpus("8xT4"))
     assert said.count("Known here") == 1
 

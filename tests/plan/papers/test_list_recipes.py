@@ -77,9 +77,9 @@ def test_gpt3s_work_is_the_papers() -> None:
     "given, message",
     [
         (("--gpu", "H1000"), "--gpu H1000: not known. Did you mean H100?"),
-        (("--mfu", "0"), "--mfu 0.0: is no share of the peak. Give 0.4, for example."),
-        (("--mfu", "40"), "--mfu 40.0: is no share of the peak. Give 0.4, for example."),
-        (("--mfu", "nan"), "--mfu nan: is no share of the peak. Give 0.4, for example."),
+        (("--mfu", "0"), "--mfu 0.0: is not a share of the peak. Give 0.4, for example."),
+        (("--mfu", "40"), "--mfu 40.0: is not a share of the peak. Give 0.4, for example."),
+        (("--mfu", "nan"), "--mfu nan: is not a share of the peak. Give 0.4, for example."),
     ],
 )
 def test_what_is_refused(given: tuple[str, ...], message: str) -> None:
