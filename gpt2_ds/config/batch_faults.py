@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from math import gcd
 
-from gpt2_ds.config.batches import ramp_is_sound
+from gpt2_ds.config.batches import ramp_is_sound, step_ends_near, steps_until
 from gpt2_ds.config.errors import Fault
 from gpt2_ds.config.numbers import counted, divisors, few, near_multiples
+from gpt2_ds.config.recipe import BatchSection
 from gpt2_ds.config.recipe_file import LoadedRecipe
 
 
@@ -14,30 +15,16 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     """What is wrong with `batch`, for a number of processes."""
     tokens, size = loaded.recipe.batch.global_batch_tokens, loaded.recipe.batch.micro_batch_size
     seq_length = loaded.recipe.data.seq_length
-    nearest = near_multiples(tokens, seq_length * size * world_size)
     ranks = counted(world_size, "rank")
-    if tokens % seq_length:
-        return [
-            Fault(
-                loaded.where("batch.global_batch_tokens"),
-                f"{tokens} is not a multiple of data.seq_length {seq_length}",
-                f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}.",
-            )
-        ]
-    global_batch_size = tokens // seq_length
-    if global_batch_size % world_size:
-        fitting = divisors(global_batch_size // size) if global_batch_size % size == 0 else []
-        return [
-            Fault(
-                loaded.where("batch.global_batch_tokens"),
-                f"{tokens} tokens are {global_batch_size} sequences of {seq_length}, which "
-                f"{ranks} do not divide",
-                f"World sizes that work: {few(fitting)}."
-                if fitting
-                else f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}.",
-            )
-        ]
-    per_rank = global_batch_size // world_size
+    if what := _uneven(tokens, seq_length, world_size):
+        unit = seq_length * size
+        if tokens % unit:
+            nearest = near_multiples(tokens, unit * world_size)
+            fix = f"Nearest for {ranks} of {counted(size, 'sequence')}: {nearest}."
+        else:
+            fix = f"World sizes that work: {few(divisors(tokens // unit))}."
+        return [Fault(loaded.where("batch.global_batch_tokens"), what, fix)]
+    per_rank = tokens // (seq_length * world_size)
     if per_rank % size:
         return [
             Fault(
@@ -50,6 +37,16 @@ def batch_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     return _ramp_faults(loaded, world_size)
 
 
+def _uneven(tokens: int, seq_length: int, world_size: int) -> str:
+    """Why a batch of so many tokens cannot be divided among the ranks; "": it can."""
+    if tokens % seq_length:
+        return f"{tokens} is not a multiple of data.seq_length {seq_length}"
+    if tokens % (seq_length * world_size):
+        sequences = f"{tokens} tokens are {tokens // seq_length} sequences of {seq_length}"
+        return f"{sequences}, which {counted(world_size, 'rank')} do not divide"
+    return ""
+
+
 def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     """What is wrong with the ramp, where the full batch is right."""
     batch, seq_length = loaded.recipe.batch, loaded.recipe.data.seq_length
@@ -59,15 +56,7 @@ def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
     faults = []
     for key, tokens in (("start", ramp.start_tokens), ("increment", ramp.increment_tokens)):
         where = loaded.where(f"batch.ramp.{key}_tokens")
-        if tokens % seq_length:
-            what = f"{tokens} is not a multiple of data.seq_length {seq_length}"
-            fix = f"Nearest: {near_multiples(tokens, seq_length * world_size)}."
-            faults.append(Fault(where, what, fix))
-        elif tokens % (seq_length * world_size):
-            what = (
-                f"{tokens} tokens are {tokens // seq_length} sequences of {seq_length}, which "
-                f"{world_size} ranks do not divide"
-            )
+        if what := _uneven(tokens, seq_length, world_size):
             common = gcd(ramp.start_tokens, ramp.increment_tokens)
             fitting = divisors(common // seq_length) if common % seq_length == 0 else []
             fix = f"Nearest: {near_multiples(tokens, seq_length * world_size)}."
@@ -95,3 +84,25 @@ def _ramp_faults(loaded: LoadedRecipe, world_size: int) -> list[Fault]:
         fix = f"Set it to at most {loaded.recipe.schedule.total_tokens}."
         faults.append(Fault(loaded.where("batch.ramp.length_tokens"), what, fix))
     return faults
+
+
+def between_steps(batch: BatchSection, tokens: int, least: int = 1) -> tuple[str, str] | None:
+    """What is wrong with a length at which no step ends, and the fix.
+
+    Args:
+        batch: of the recipe.
+        tokens: seen since the start.
+        least: the lowest length that the fix names.
+
+    Returns:
+        None where a step ends there, or where the ramp is wrong.
+    """
+    if not ramp_is_sound(batch) or steps_until(batch, tokens) is not None:
+        return None
+    after = ", after the ramp," if batch.ramp else ""
+    full = f"batch.global_batch_tokens {batch.global_batch_tokens}"
+    ends = step_ends_near(batch, tokens, least)
+    return (
+        f"{tokens} is{after} not a multiple of {full}",
+        f"Nearest: {' or '.join(map(str, ends))}.",
+    )

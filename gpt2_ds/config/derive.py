@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpt2_ds.config.batch_faults import batch_faults
-from gpt2_ds.config.batches import Batches, ramp_is_sound, step_ends_near, steps_until
+from gpt2_ds.config.batch_faults import batch_faults, between_steps
+from gpt2_ds.config.batches import Batches, steps_until
 from gpt2_ds.config.errors import Fault, UserError
 from gpt2_ds.config.model_shape import ModelShape
 from gpt2_ds.config.numbers import divisors, few, near_multiples, round_up
@@ -153,7 +153,7 @@ def _model_faults(loaded: LoadedRecipe) -> list[Fault]:
 def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
     recipe = loaded.recipe
     faults: list[Fault] = []
-    schedule, tokens = recipe.schedule, recipe.batch.global_batch_tokens
+    schedule = recipe.schedule
     marks = [("warmup_tokens", schedule.warmup_tokens)]
     if isinstance(schedule, WarmupStableDecaySchedule):
         marks.append(("stable_tokens", schedule.stable_tokens))
@@ -167,18 +167,9 @@ def _length_faults(loaded: LoadedRecipe) -> list[Fault]:
                     f"Set it to at most {recipe.optimizer.lr}.",
                 )
             )
-    if ramp_is_sound(recipe.batch) and steps_until(recipe.batch, schedule.total_tokens) is None:
-        least = max(1, *(mark for _, mark in marks))
-        ends = step_ends_near(recipe.batch, schedule.total_tokens, least)
-        after = ", after the ramp," if recipe.batch.ramp else ""
-        faults.append(
-            Fault(
-                loaded.where("schedule.total_tokens"),
-                f"{schedule.total_tokens} is{after} not a multiple of batch.global_batch_tokens "
-                f"{tokens}",
-                f"Nearest: {' or '.join(map(str, ends))}.",
-            )
-        )
+    least = max(1, *(mark for _, mark in marks))
+    if wrong := between_steps(recipe.batch, schedule.total_tokens, least):
+        faults.append(Fault(loaded.where("schedule.total_tokens"), *wrong))
     marks.append(("total_tokens", schedule.total_tokens))
     for (before, start), (after, end) in pairwise(marks):
         if start > end:

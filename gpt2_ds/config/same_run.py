@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.recipe import Recipe
@@ -79,11 +80,15 @@ def refuse_other(stored: LoadedRecipe, loaded: LoadedRecipe, tokens_seen: int = 
 def _that_count(recipe: Recipe, tokens_seen: int) -> Iterator[tuple[str, object]]:
     """Key paths and values of what may not change; a phase is `data.phases.0`, once it began."""
     values = recipe.model_dump()
-    begun = [phase for phase in values["data"]["phases"] if phase["from_tokens"] < tokens_seen]
-    values["data"]["phases"] = dict(enumerate(begun))
+    values["data"]["phases"] = dict(enumerate(_begun_phases(recipe, tokens_seen)))
     for key, value in flatten(values):
         if key.startswith("data.phases.") or not _is_one_of(key, MAY_CHANGE):
             yield key, value
+
+
+def _begun_phases(recipe: Recipe, tokens_seen: int) -> list[dict[str, Any]]:
+    phases = recipe.data.phases
+    return [phase.model_dump() for phase in phases if phase.from_tokens < tokens_seen]
 
 
 def _is_one_of(key: str, names: tuple[str, ...]) -> bool:
@@ -101,8 +106,8 @@ def fingerprint(recipe: Recipe, tokens_seen: int) -> str:
         for key, value in flatten(recipe.model_dump())
         if not _is_one_of(key, _NOT_HASHED) and not (key in first and value == first[key])
     }
-    if begun := [phase for phase in recipe.data.phases if phase.from_tokens < tokens_seen]:
-        keys["data.phases"] = [phase.model_dump() for phase in begun]
+    if begun := _begun_phases(recipe, tokens_seen):
+        keys["data.phases"] = begun
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpt2_ds.config.batches import ramp_is_sound, step_ends_near, steps_until
+from gpt2_ds.config.batch_faults import between_steps
 from gpt2_ds.config.errors import Fault, nearest
 from gpt2_ds.config.recipe_file import LoadedRecipe
 
@@ -61,12 +61,9 @@ def _phase_faults(loaded: LoadedRecipe) -> list[Fault]:
         if phase.from_tokens <= before:
             what = f"from_tokens {phase.from_tokens} is not above {before}, of the one before"
             faults.append(Fault(where, what, "Put the phases in order."))
-        if ramp_is_sound(batch) and steps_until(batch, phase.from_tokens) is None:
-            after = ", after the ramp," if batch.ramp else ""
-            what = f"from_tokens {phase.from_tokens} is{after} not a multiple of "
-            what += f"batch.global_batch_tokens {batch.global_batch_tokens}"
-            ends = step_ends_near(batch, phase.from_tokens)
-            faults.append(Fault(where, what, f"Nearest: {' or '.join(map(str, ends))}."))
+        if wrong := between_steps(batch, phase.from_tokens):
+            what, fix = wrong
+            faults.append(Fault(where, f"from_tokens {what}", fix))
         before = phase.from_tokens
         for name in sorted(phase.weights.keys() - set(names)):
             what = f"{name!r} is not one of data.sources"
