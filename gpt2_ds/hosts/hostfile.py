@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.hosts.node_environment import NODE_ENVIRONMENT_FILE, is_secret_name
-from gpt2_ds.hosts.process import RUNNERS, program_and_words
+from gpt2_ds.hosts.process import RUNNERS, ancestors, program_and_words
 
 _HOSTFILE_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[ \t]+slots=[1-9][0-9]*$")
 _LINE_FIX = "Write `host slots=N`: a plain name or address, N at least 1."
@@ -75,21 +75,6 @@ def _option_hostfile(words: list[str]) -> str | None:
         if flag == "-H" or long:
             named = value
     return named
-
-
-def ancestors() -> Iterator[tuple[list[str], Path]]:
-    """Argument vector and working directory of each parent process, nearest first."""
-    process = os.getppid()
-    while process > 1:
-        folder = Path("/proc") / str(process)
-        try:
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            status = (folder / "stat").read_text()
-            directory = (folder / "cwd").readlink()
-        except OSError:
-            return
-        yield words, directory
-        process = int(status.rpartition(")")[2].split()[1])
 
 
 def read_hostfile(path: Path) -> dict[str, int]:

@@ -12,8 +12,7 @@ from functools import cache
 
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.config.numbers import counted
-from gpt2_ds.hosts.hostfile import ancestors
-from gpt2_ds.hosts.process import program_of
+from gpt2_ds.hosts.process import ancestors, program_of
 
 MASTER_PORT = "29500"
 """The port of the rendezvous, unless another is given; deepspeed's own."""

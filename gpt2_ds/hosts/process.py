@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +54,9 @@ class Process:
     def program(self) -> str:
         """What it runs: see `program_of`."""
         try:
-            words = (_PROC / str(self.pid) / "cmdline").read_bytes().decode(errors="replace")
+            return program_of(_words(self.pid))
         except OSError:
             return ""
-        return program_of(words.split("\0"))
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -66,6 +66,22 @@ def _stat(pid: int) -> list[str] | None:
     except OSError:
         return None
     return text.rpartition(")")[2].split()  # a name may hold spaces and brackets
+
+
+def _words(pid: int) -> list[str]:
+    return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+
+
+def ancestors() -> Iterator[tuple[list[str], Path]]:
+    """Argument vector and working directory of each parent process, nearest first."""
+    pid = os.getppid()
+    while pid > 1 and (fields := _stat(pid)) is not None:
+        try:
+            words, directory = _words(pid), (_PROC / str(pid) / "cwd").readlink()
+        except OSError:
+            return
+        yield words, directory
+        pid = int(fields[1])
 
 
 def program_of(words: list[str]) -> str:

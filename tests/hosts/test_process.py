@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_ds.hosts.process import Process, launchers, program_of
+from gpt2_ds.hosts.process import Process, ancestors, launchers, program_of
 
 
 def find(pid: int) -> Process:
@@ -121,3 +121,11 @@ def test_the_age_of_a_process() -> None:
     age = process.age_seconds()
     assert 0.25 <= age <= time.monotonic() - before + 0.02
     child.communicate()
+
+
+def test_the_parents_of_this_process() -> None:
+    parents = list(ancestors())
+    if os.getppid() > 1:
+        words, folder = parents[0]
+        assert words[0]
+        assert folder.is_absolute()
