@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from gpt2_ds.config.model_shape import ModelShape
+from gpt2_ds.config.numbers import round_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,7 @@ class GPT2Config:
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the token embedding and of the head (V, padding included)."""
-        multiple = self.pad_vocab_to_multiple_of
-        return -(-self.vocab_size // multiple) * multiple
+        return round_up(self.vocab_size, self.pad_vocab_to_multiple_of)
 
     @property
     def shape(self) -> ModelShape:

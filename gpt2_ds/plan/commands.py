@@ -32,7 +32,9 @@ COMMANDS = {
         list_recipes.add_arguments,
         list_recipes.list_recipes,
     ),
-    "show": Command("every value of a recipe, and where it is from", show.add_arguments, show.show),
+    "show": Command(
+        "every value of a recipe, and where it is from", show.add_planned_arguments, show.show
+    ),
     "schedule": Command(
         "batch and learning rate by tokens and steps", schedule.add_arguments, schedule.schedule
     ),

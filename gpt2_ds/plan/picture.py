@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-
-from gpt2_ds.config.errors import user_error
 
 _COLOURS = (
     "#4c78a8",
@@ -133,16 +130,3 @@ def page(title: str, pictures: Sequence[str], text: str = "") -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body><h1>{escape(title)}</h1>\n{body}\n<pre>{escape(text)}</pre></body></html>\n"
     )
-
-
-def write_page(file: Path, title: str, pictures: Sequence[str], text: str = "") -> None:
-    """Write what `page` makes; for --html FILE.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        file.write_text(page(title, pictures, text), encoding="utf-8")
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise user_error(f"--html {file}", what, "Name a file in a folder that exists.") from None

@@ -1,8 +1,11 @@
-"""Tables and sizes as a person reads them."""
+"""Tables and sizes as a person reads them, printed or in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2_ds.config.errors import user_error
 
 GIB = 1 << 30
 _MIB = 1 << 20
@@ -44,3 +47,16 @@ def size(n_bytes: float) -> str:
     if n_bytes >= GIB:
         return f"{in_gib(n_bytes)} GiB"
     return f"{n_bytes / _MIB:.1f} MiB" if n_bytes >= _MIB else f"{n_bytes} bytes"
+
+
+def write_file(flag: str, path: Path, text: str) -> None:
+    """Write the file that a flag names: `--csv FILE`, `--html FILE`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise user_error(f"{flag} {path}", what, "Name a file in a folder that exists.") from None

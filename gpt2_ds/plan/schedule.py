@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
@@ -11,8 +12,9 @@ from pathlib import Path
 from gpt2_ds.config.errors import EXIT_DONE, user_error
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.plan.learning_rate import learning_rate
-from gpt2_ds.plan.picture import curve, write_page
-from gpt2_ds.plan.show import add_ranks, add_recipe_arguments, planned
+from gpt2_ds.plan.picture import curve, page
+from gpt2_ds.plan.printing import write_file
+from gpt2_ds.plan.show import add_planned_arguments, planned
 
 _POINTS = 500  # of a curve, about
 
@@ -81,10 +83,8 @@ def _step_at(plan: RunPlan, tokens: int) -> int:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Of `schedule`."""
-    add_recipe_arguments(parser)
+    add_planned_arguments(parser)
     add = parser.add_argument
-    add_ranks(parser)
-    add("--twin", action="store_true", help="of the recipe's small twin")
     add("--every", type=int, metavar="STEPS", help="a row every so many steps (about 20 rows)")
     add("--csv", type=Path, metavar="FILE", help="write a file, a row every --every steps (1)")
     add("--html", type=Path, metavar="FILE", help="write the two curves as a page to look at")
@@ -100,11 +100,11 @@ def schedule(args: Namespace) -> int:
         raise user_error(f"--every {args.every}", "is below 1", "Give at least 1.")
     plan = planned(args)
     if args.csv is not None:
-        _write(args.csv, plan, args.every or 1)
+        write_file("--csv", args.csv, _as_csv(plan, args.every or 1))
         print(f"{args.csv}: {plan.derived.steps:,} steps")
         return EXIT_DONE
     if args.html is not None:
-        write_page(args.html, f"{plan.loaded.name}: schedule", curves(plan))
+        write_file("--html", args.html, page(f"{plan.loaded.name}: schedule", curves(plan)))
         print(f"{args.html}: {plan.derived.steps:,} steps")
         return EXIT_DONE
     noted = marks(plan)
@@ -138,12 +138,9 @@ def curves(plan: RunPlan) -> list[str]:
     ]
 
 
-def _write(path: Path, plan: RunPlan, every: int) -> None:
-    try:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(field.name for field in fields(Row))
-            writer.writerows(astuple(row) for row in _rows(plan, every, {1}))
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise user_error(f"--csv {path}", what, "Name a file in a folder that is there.") from None
+def _as_csv(plan: RunPlan, every: int) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Row))
+    writer.writerows(astuple(row) for row in _rows(plan, every, {1}))
+    return text.getvalue()

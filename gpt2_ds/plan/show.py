@@ -29,6 +29,13 @@ def add_ranks(parser: ArgumentParser) -> None:
     parser.add_argument("--gpus", default="1", metavar="N[xGPU]", help=text)
 
 
+def add_planned_arguments(parser: ArgumentParser) -> None:
+    """The words that `planned` reads."""
+    add_recipe_arguments(parser)
+    add_ranks(parser)
+    parser.add_argument("--twin", action="store_true", help="of the recipe's small twin")
+
+
 def planned(args: Namespace) -> RunPlan:
     """The run that the words name.
 
@@ -41,15 +48,8 @@ def planned(args: Namespace) -> RunPlan:
         world_size=ranks,
         template_file=args.template,
         overrides=args.set,
-        twin=getattr(args, "twin", False),
+        twin=args.twin,
     )
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """Of `show`."""
-    add_recipe_arguments(parser)
-    add_ranks(parser)
-    parser.add_argument("--twin", action="store_true", help="of the recipe's small twin")
 
 
 def show(args: Namespace) -> int:

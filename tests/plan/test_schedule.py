@@ -84,7 +84,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["--csv", "/proc/none/s.csv"],
             "--csv /proc/none/s.csv: cannot be written (No such file or directory). Name a file in "
-            "a folder that is there.",
+            "a folder that exists.",
         ),
     ],
 )

@@ -19,8 +19,8 @@ from gpt2_ds.plan.cost.speed import (
     MEASURED_KINDS,
 )
 from gpt2_ds.plan.cost.what_would import what_would
-from gpt2_ds.plan.picture import Bar, bars, write_page
-from gpt2_ds.plan.printing import GIB, in_gib, size, table
+from gpt2_ds.plan.picture import Bar, bars, page
+from gpt2_ds.plan.printing import GIB, in_gib, size, table, write_file
 from gpt2_ds.plan.schedule import curves
 from gpt2_ds.plan.show import add_recipe_arguments
 from gpt2_ds.plan.states import checkpoint_bytes, disk_bytes
@@ -80,7 +80,7 @@ def fit(args: Namespace) -> int:
     text = "\n\n".join(block for block in blocks if block)
     print(text)
     if args.html:
-        _write_picture(args.html, all_of_them, cluster, text)
+        write_file("--html", args.html, _page(all_of_them, cluster, text))
     return EXIT_DONE if cheapest else EXIT_RUN_FAILED
 
 
@@ -233,7 +233,7 @@ def _hint(setting: Setting, cluster: Cluster) -> list[str]:
     ]
 
 
-def _write_picture(file: Path, found: Settings, cluster: Cluster, text: str) -> None:
+def _page(found: Settings, cluster: Cluster, text: str) -> str:
     rows = [
         Bar(
             _name(setting),
@@ -248,4 +248,4 @@ def _write_picture(file: Path, found: Settings, cluster: Cluster, text: str) -> 
     limit = cluster.gpu.memory_bytes / GIB
     picture = bars("Memory of one GPU", _PARTS, rows, limit=limit, unit="GiB")
     schedule = curves(found.found[0].plan) if found.found else []
-    write_page(file, title, [picture, *schedule], text)
+    return page(title, [picture, *schedule], text)

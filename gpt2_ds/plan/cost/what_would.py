@@ -27,7 +27,9 @@ def what_would(found: Settings, cluster: Cluster) -> str:
         f"({least.plan.template_file}, activation checkpointing, {host_gib:,.0f} GiB of host "
         "memory a machine). What would fit:"
     ]
-    more = next((count for count in _larger(plans[0], cluster) if _fits(plans, cluster, count)), 0)
+    more = next(
+        (count for count in _larger(plans[0], cluster) if _fits(plans, cluster.of(count))), 0
+    )
     if more:
         lines.append(f"  --gpus {more}x{cluster.name}")
     others = [name for name in GPUS if _fits(plans, cluster.with_gpus(name))]
@@ -59,8 +61,7 @@ def _larger(plan: RunPlan, cluster: Cluster) -> list[int]:
     ]
 
 
-def _fits(plans: list[RunPlan], cluster: Cluster, count: int = 0) -> bool:
-    cluster = cluster.of(count or cluster.count)
+def _fits(plans: list[RunPlan], cluster: Cluster) -> bool:
     return any(
         need(_on(plan, cluster.count), cluster, 1, checkpointing=True).fits(cluster)
         for plan in plans

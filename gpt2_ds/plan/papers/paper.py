@@ -64,7 +64,7 @@ class Paper:
     apart: tuple[Apart, ...]
 
 
-_SILENT = partial(Published, None, "not published", "")
+_SILENT = Published(None, "not published", "")
 
 _VOCABULARY = Apart(
     "vocabulary",
@@ -164,18 +164,18 @@ def _gpt2(layers: int, width: int, heads: int) -> Paper:
             "tokenizer.name": Published("gpt2", "byte pairs, 50,257", "section 2.3"),
             "data.seq_length": Published(1024, "1024", "section 2.3"),
             "batch.global_batch_tokens": Published(524_288, "512 sequences", "section 2.3"),
-            "optimizer.name": _SILENT(),
-            "optimizer.lr": _SILENT(),
-            "optimizer.betas": _SILENT(),
-            "optimizer.eps": _SILENT(),
-            "optimizer.weight_decay": _SILENT(),
-            "optimizer.gradient_clipping": _SILENT(),
-            "schedule.name": _SILENT(),
-            "schedule.total_tokens": _SILENT(),
-            "schedule.warmup_tokens": _SILENT(),
-            "schedule.decay_tokens": _SILENT(),
-            "schedule.min_lr": _SILENT(),
-            "precision.dtype": _SILENT(),
+            "optimizer.name": _SILENT,
+            "optimizer.lr": _SILENT,
+            "optimizer.betas": _SILENT,
+            "optimizer.eps": _SILENT,
+            "optimizer.weight_decay": _SILENT,
+            "optimizer.gradient_clipping": _SILENT,
+            "schedule.name": _SILENT,
+            "schedule.total_tokens": _SILENT,
+            "schedule.warmup_tokens": _SILENT,
+            "schedule.decay_tokens": _SILENT,
+            "schedule.min_lr": _SILENT,
+            "precision.dtype": _SILENT,
         },
         apart=(
             _VOCABULARY,
