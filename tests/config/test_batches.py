@@ -71,7 +71,7 @@ def test_a_small_ramp(tmp_path: Path) -> None:
 
 def test_a_stair_with_few_sequences_takes_smaller_micro_batches(tmp_path: Path) -> None:
     levels = derive(load_small(tmp_path, *RAMP, "batch.micro_batch_size=8"), 2).batches.levels
-    shape = [(each.micro_batch_size, each.gradient_accumulation_steps) for each in levels]
+    shape = [(level.micro_batch_size, level.gradient_accumulation_steps) for level in levels]
     assert shape == [(2, 1), (4, 1), (2, 3), (8, 1)]
 
 
@@ -104,7 +104,7 @@ def test_every_step_has_the_size_that_the_words_say(
 def test_gpt3s_ramp_is_exact_to_the_token() -> None:
     batch = ramped(2**20, 2**15, 2**15, 4_000_000_000)
     found = stretches(batch)
-    assert [each.batch_tokens for each in found] == [2**15 * k for k in range(1, 33)]
+    assert [stretch.batch_tokens for stretch in found] == [2**15 * k for k in range(1, 33)]
     for here, there in pairwise(found):
         steps = there.first_step - here.first_step
         assert there.tokens_before - here.tokens_before == steps * here.batch_tokens

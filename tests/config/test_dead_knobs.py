@@ -31,8 +31,8 @@ def leaves(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, str
     """Section and name of every value in a schema."""
     for name, field in model.model_fields.items():
         inner = sections_of(field.annotation)
-        for each in inner:
-            yield from leaves(each, name)
+        for inside in inner:
+            yield from leaves(inside, name)
         if not inner:
             yield section, name
 
@@ -143,7 +143,7 @@ def check_resolves(path: Path, template: Path) -> None:
                     "Set it to at least",
                     "Muon",
                 )
-                assert any(each in said for each in words)
+                assert any(word in said for word in words)
                 too_small |= "buffer_size" in said
             continue
         resolved += 1

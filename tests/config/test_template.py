@@ -162,15 +162,15 @@ def test_what_is_left_out_is_deepspeeds() -> None:
 def test_the_templates_differ_in_what_their_names_say() -> None:
     zero = {path.stem: load_template(path).zero_optimization for path in TEMPLATES}
     assert set(zero) == SHIPPED
-    for name, each in zero.items():
-        assert each.stage == int(name[4])
+    for name, template in zero.items():
+        assert template.stage == int(name[4])
         offload = "cpu" if "offload" in name else "nvme" if "nvme" in name else None
-        assert getattr(each.offload_optimizer, "device", None) == offload
-        parameters = offload if each.stage == 3 else None
-        assert getattr(each.offload_param, "device", None) == parameters
-        assert each.zero_hpz_partition_size == (8 if "hpz" in name else 1)
-        assert each.zero_quantized_weights == ("quantized" in name)
-        assert each.zero_quantized_gradients == ("quantized" in name)
+        assert getattr(template.offload_optimizer, "device", None) == offload
+        parameters = offload if template.stage == 3 else None
+        assert getattr(template.offload_param, "device", None) == parameters
+        assert template.zero_hpz_partition_size == (8 if "hpz" in name else 1)
+        assert template.zero_quantized_weights == ("quantized" in name)
+        assert template.zero_quantized_gradients == ("quantized" in name)
 
 
 def test_the_page_says_something_of_every_template() -> None:

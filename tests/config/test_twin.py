@@ -77,7 +77,7 @@ def check_schedule(large: Recipe, small: Recipe) -> None:
         assert isinstance(large.schedule, CosineSchedule)
         assert abs(small.schedule.decay_tokens - large.schedule.decay_tokens * share) <= 1
     if small.batch.ramp is not None:
-        sizes = [each.batch_tokens for each in stretches(small.batch)]
+        sizes = [stretch.batch_tokens for stretch in stretches(small.batch)]
         assert len(sizes) > 1
         assert sizes[-1] == one_step
 

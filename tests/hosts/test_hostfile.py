@@ -143,8 +143,10 @@ def test_the_options_are_read_as_deepspeed_reads_them(monkeypatch: pytest.Monkey
     # Its parser itself, which parse_args keeps to itself.
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, args: self)
     parser = runner.parse_args()
-    switches = [each for each in parser._actions if each.nargs == 0]
-    assert {name for each in switches for name in each.option_strings} == set(hostfile._SWITCHES)
+    switches = [action for action in parser._actions if action.nargs == 0]
+    assert {name for action in switches for name in action.option_strings} == set(
+        hostfile._SWITCHES
+    )
     shared = [name for name in parser._option_string_actions if name.startswith("--ho")]
     assert shared == ["--hostfile"]
     assert len([name for name in parser._option_string_actions if name.startswith("--h")]) > 1

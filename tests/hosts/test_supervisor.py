@@ -226,7 +226,7 @@ def test_without_its_launcher_a_rank_is_not_started_again(tmp_path: Path) -> Non
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_torchrun_keeps_its_meetings_apart(tmp_path: Path) -> None:
+def test_torchrun_keeps_each_rendezvous_apart(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         "import os, sys\nfrom gpt2_ds.hosts.supervisor import supervise\nsupervise(1)\n"

@@ -54,16 +54,16 @@ def storages(value: Any, depth: int = 0) -> dict[int, int]:
         inner = (
             value.values() if isinstance(value, dict) else getattr(value, "__dict__", {}).values()
         )
-        for each in value if isinstance(value, list | tuple) else inner:
-            found |= storages(each, depth + 1)
+        for item in value if isinstance(value, list | tuple) else inner:
+            found |= storages(item, depth + 1)
     return found
 
 
 def alive() -> dict[int, int]:
     """Of every tensor of this process, its gradient and ZeRO-3's share of it.
 
-    What is gone a moment later is left out: gloo's threads let go of what they have sent when they
-    come to it.
+    What is gone a moment later does not count: gloo's threads let go of what they have sent when
+    they come to it.
     """
     first = _tensors()
     time.sleep(0.1 if world_size() > 1 else 0.0)
@@ -73,9 +73,9 @@ def alive() -> dict[int, int]:
 def _tensors() -> dict[int, int]:
     gc.collect()
     found: dict[int, int] = {}
-    for each in gc.get_objects():
-        if issubclass(type(each), Tensor):
-            parts = [each, getattr(each, "grad", None), getattr(each, "ds_tensor", None)]
+    for item in gc.get_objects():
+        if issubclass(type(item), Tensor):
+            parts = [item, getattr(item, "grad", None), getattr(item, "ds_tensor", None)]
             found |= storages([part for part in parts if part is not None])
     return found
 
@@ -127,6 +127,6 @@ def held(
                     now.pop(tokens.untyped_storage().data_ptr())
                     seen.append(parts(engine, now))
                 engine.step()
-        results.append(({name: max(one[name] for one in seen) for name in seen[0]}, plan))
+        results.append(({name: max(moment[name] for moment in seen) for name in seen[0]}, plan))
         del engine
     return results

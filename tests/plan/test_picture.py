@@ -14,11 +14,11 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_bars_are_to_scale() -> None:
     rows = [Bar("a < b", [1.0, 3.0], "4"), Bar("far over", [30.0, 1.0])]
     svg = ElementTree.fromstring(bars("t & u", ["x", "y"], rows, limit=4.0, unit="GiB"))
-    widths = [float(each.get("width", 0)) for each in svg.iter(f"{SVG}rect")][2:]  # the legend's
+    widths = [float(rect.get("width", 0)) for rect in svg.iter(f"{SVG}rect")][2:]  # the legend's
     assert widths[1] == pytest.approx(3 * widths[0], abs=0.2)
     assert len(widths) == 3  # of what is far over the limit the chart shows twice the limit
     assert widths[2] == pytest.approx(8 * widths[0], abs=1)
-    texts = [each.text for each in svg.iter(f"{SVG}text")]
+    texts = [text.text for text in svg.iter(f"{SVG}text")]
     assert texts[0] == "t & u"
     assert "a < b" in texts
     assert "4.0 GiB" in texts
@@ -33,7 +33,7 @@ def test_a_curve_goes_through_its_points() -> None:
     )
     assert x1 - x0 == pytest.approx(x2 - x1)
     assert y0 - y1 == pytest.approx(2 * (y0 - y2))
-    assert "tokens; up: learning rate" in [each.text for each in svg.iter(f"{SVG}text")]
+    assert "tokens; up: learning rate" in [text.text for text in svg.iter(f"{SVG}text")]
 
 
 def test_a_page_says_its_text_as_it_is() -> None:

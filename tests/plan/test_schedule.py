@@ -38,7 +38,7 @@ def test_each_step_by_hand(tmp_path: Path) -> None:
 
 
 def _sets(*overrides: str) -> list[str]:
-    return [word for each in overrides for word in ("--set", each)]
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def test_the_curves(tmp_path: Path) -> None:

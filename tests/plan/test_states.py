@@ -98,7 +98,7 @@ def test_a_real_engine_holds_as_much(
         for case, (real, one) in zip(cases, results, strict=True):
             states = model_states(one)
             planned = {
-                name: each.device_bytes + each.host_bytes for name, each in states._asdict().items()
+                name: held.device_bytes + held.host_bytes for name, held in states._asdict().items()
             }
             for name, size in planned.items():
                 assert real[name] == pytest.approx(size, rel=0.05), (case, name)

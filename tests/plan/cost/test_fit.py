@@ -110,8 +110,8 @@ def test_an_assumed_mfu_is_that_of_the_cheapest(capsys: pytest.CaptureFixture[st
     assert assumed.cheapest.checkpointing  # what is computed again is no work of the model
     assert assumed.cheapest.mfu(cluster) == pytest.approx(0.3)
     ratios = {
-        round(one.seconds / other.seconds, 6)
-        for one, other in zip(assumed.found, estimated.found, strict=True)
+        round(setting.seconds / other.seconds, 6)
+        for setting, other in zip(assumed.found, estimated.found, strict=True)
     }
     assert ratios == {round(estimated.cheapest.mfu(cluster) / 0.3, 6)}
     assert run("--recipe recipes/gpt3_175b.yaml --gpus 64xH100-80 --mfu 0.3") == 0
@@ -125,14 +125,16 @@ def test_the_largest_micro_batch_that_fits_and_divides() -> None:
     found = settings(
         Path("recipes/gpt2_124m.yaml"), cluster, template=Path("ds_configs/zero1.json")
     )
-    assert [one.checkpointing for one in found.found] == [False, True]
-    for one in found.found:
-        per_rank = one.plan.derived.global_batch_size // 8
-        assert one.fits
-        assert per_rank % one.micro_batch_size == 0
-        larger = [m for m in range(one.micro_batch_size + 1, per_rank + 1) if per_rank % m == 0]
+    assert [setting.checkpointing for setting in found.found] == [False, True]
+    for setting in found.found:
+        per_rank = setting.plan.derived.global_batch_size // 8
+        assert setting.fits
+        assert per_rank % setting.micro_batch_size == 0
+        larger = [m for m in range(setting.micro_batch_size + 1, per_rank + 1) if per_rank % m == 0]
         for micro in larger:
-            assert not need(one.plan, cluster, micro, checkpointing=one.checkpointing).fits(cluster)
+            assert not need(setting.plan, cluster, micro, checkpointing=setting.checkpointing).fits(
+                cluster
+            )
 
 
 def test_the_cheapest_is_simple_and_exact() -> None:
@@ -140,9 +142,9 @@ def test_the_cheapest_is_simple_and_exact() -> None:
     found = settings(recipe, parse_gpus("16xA100-40"))
     best = found.cheapest
     assert best is not None
-    fitting = [one for one in found.found if one.fits]
+    fitting = [setting for setting in found.found if setting.fits]
     assert best.seconds <= 1.02 * min(
-        one.seconds for one in fitting if "quant" not in one.plan.template_file
+        setting.seconds for setting in fitting if "quant" not in setting.plan.template_file
     )
     assert best.plan.template_file == "ds_configs/zero1.json"
     assert not best.checkpointing
@@ -150,14 +152,16 @@ def test_the_cheapest_is_simple_and_exact() -> None:
     one_gpu = settings(Path("recipes/gpt3_2.7b.yaml"), parse_gpus("1xA100-40"))
     assert one_gpu.cheapest is not None
     assert one_gpu.cheapest.fits
-    assert any(not one.fits for one in one_gpu.found)
+    assert any(not setting.fits for setting in one_gpu.found)
 
 
 def test_quantized_communication_is_not_chosen_for_its_speed() -> None:
     slow = parse_gpus("16xA100-40", node_gbits=10)
     found = settings(Path("recipes/gpt3_2.7b.yaml"), slow)
     assert found.cheapest is not None
-    fastest = min((one for one in found.found if one.fits), key=lambda one: one.seconds)
+    fastest = min(
+        (setting for setting in found.found if setting.fits), key=lambda setting: setting.seconds
+    )
     assert "quantized" in fastest.plan.template_file
     assert fastest.seconds < 0.9 * found.cheapest.seconds
     assert "quantized" not in found.cheapest.plan.template_file

@@ -56,7 +56,7 @@ def test_published_points() -> None:
         "DeepSpeed": [point for point in POINTS if point.address in (CHENYAOFO, MEGATRON)],
         "A100": [point for point in free if "A100" in point.cluster.name],
     }.items():
-        print(f"median of {len(some)}, {name}: {median(abs(error(each)) for each in some):.1%}")
+        print(f"median of {len(some)}, {name}: {median(abs(error(point)) for point in some):.1%}")
     assert len(free) >= 30
     assert len({point.address for point in free}) >= 4
     assert median(abs(error(point)) for point in free) < 0.12

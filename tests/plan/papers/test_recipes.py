@@ -172,7 +172,7 @@ def assert_near_300_billion(plan: RunPlan) -> None:
     total, full = plan.recipe.schedule.total_tokens, plan.recipe.batch.global_batch_tokens
     assert abs(total - 300_000_000_000) <= full // 2
     levels = plan.derived.batches.levels
-    firsts = [each.first_step for each in levels] + [plan.derived.steps + 1]
+    firsts = [level.first_step for level in levels] + [plan.derived.steps + 1]
     sequences = sum(
         (until - level.first_step) * level.global_batch_size
         for level, until in zip(levels, firsts[1:], strict=True)
