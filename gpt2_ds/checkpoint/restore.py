@@ -243,12 +243,12 @@ def _load(
     loading.beat()
     stage, layout = plan.template.zero_optimization.stage, layout_of(plan, engine)
     now = (world_size(), stage, layout)
+    optimizer = optimizer_named(plan.recipe.optimizer.name)  # refuses one that is not described
     if (manifest.world_size, manifest.zero_stage, manifest.layout) == now:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
             raise RunError(f"{path}: DeepSpeed could not load it. Restore a copy of it.")
         return
-    optimizer = optimizer_named(plan.recipe.optimizer.name)
     if not optimizer.elastic:
         raise _not_elastic(optimizer.title, plan.template_file, path, manifest, layout)
     say(
