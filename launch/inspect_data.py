@@ -28,7 +28,7 @@ COMMANDS = (
 
 
 def main() -> int:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `inspect_data.py ... | head` is no failure
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `inspect_data.py ... | head` is not a failure
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(description=__doc__, **form)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -7,7 +7,7 @@ examples:
   python launch/prepare_data.py hf:wikimedia/wikipedia --config 20231101.en --out data/wikipedia
   python launch/prepare_data.py --adopt data/fineweb10B
 
-Stopped at any moment, the same command goes on where it was.
+Stopped at any moment, the same command resumes where it was.
 """
 
 import sys

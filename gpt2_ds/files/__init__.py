@@ -1,1 +1,1 @@
-"""Files and folders, here and on a remote: written whole, claimed, hashed, tried again."""
+"""Files and folders, here and on a remote: written whole, claimed, hashed, retried."""

@@ -1,4 +1,4 @@
-"""The checksums of a file, made as its bytes go by."""
+"""The checksums of a file, computed while its bytes are read or written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Checksum:
         self._blocks: list[int] = []
 
     def update(self, data: bytes | memoryview) -> None:
-        """Go on with these bytes."""
+        """Add these bytes."""
         view = memoryview(data).cast("B")
         self._sha256.update(view)
         while view:

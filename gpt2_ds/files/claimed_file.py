@@ -1,4 +1,4 @@
-"""A file that one process or thread at a time writes, and that nobody has to clean up after."""
+"""A temporary file that one process or thread at a time writes; nobody has to delete it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TEMPORARY_SUFFIX = ".tmp"
 def claimed(path: Path) -> Iterator[FileIO | None]:
     """Claim a temporary file for as long as the block runs; then it is renamed, or deleted.
 
-    The claim is a lock of the kernel on the file itself. So it ends with its owner, however that
-    one ends, and what a dead process left behind is claimed like any other file.
+    The claim is a lock of the kernel on the file itself. So it ends with its owner, however the
+    owner ends, and the file of a dead process is claimed like any other.
 
     Args:
         path: of the temporary file, on a local disk; made if need be.
 
     Returns:
-        A context manager that gives the file, opened for writing, with whatever its owner before
-        left in it; or None: another one has claimed it, or has just been done with it.
+        A context manager that gives the file, opened for writing, with whatever its last owner
+        wrote; or None: another owner has claimed it, or has just finished it.
 
     Raises:
         RunError: the file cannot be made or locked.
@@ -60,7 +60,7 @@ def is_at(file: FileIO, path: Path) -> bool:
 
 
 def allocate(file: FileIO, path: Path, n_bytes: int) -> None:
-    """Take room on the disk for the whole file, so that it shows its final size from the start.
+    """Reserve room on the disk for the whole file, so that it has its final size from the start.
 
     Raises:
         RunError: the disk is full; says how much is needed and how much is free.
@@ -85,7 +85,7 @@ def write_all(file: FileIO, path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path, n_bytes: int, other: str = "") -> Iterator[None]:
-    """Say what the disk refused: a failure inside the block becomes a `RunError`.
+    """A failure to write inside the block becomes a `RunError` that says what the disk refused.
 
     Args:
         path: what is written.
@@ -93,7 +93,7 @@ def writing(path: Path, n_bytes: int, other: str = "") -> Iterator[None]:
         other: the option or key that names another place; "": there is none.
 
     Raises:
-        RunError: an OSError came; a full disk is said with what is needed and what is free.
+        RunError: in place of an OSError; of a full disk, with what is needed and what is free.
     """
     try:
         yield

@@ -12,7 +12,7 @@ from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 
 def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file so that a reader sees all of it, the one before, or none, after a crash too."""
+    """Write a file so that a reader, even after a crash, sees all of it, the old file, or none."""
     fresh = path.with_name(f"{path.name}.tmp")
     with naming(path):
         with fresh.open("wb") as file:
@@ -26,7 +26,7 @@ def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the system in here say which file it was: a write that fails does not."""
+    """Add the file's name to an OSError inside the block: that of a failed write has none."""
     try:
         yield
     except OSError as error:
@@ -35,7 +35,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
+    """Force a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Listener = Callable[[str, bool], None]
-"""Hears what the main thread does, to read after "while", and whether it does that alone."""
+"""Takes what the main thread does, worded to follow "while", and whether only this rank does it."""
 
 
 def _nobody(doing: str, alone: bool) -> None:
-    """Hears nothing."""
+    """Ignores it."""
 
 
 class Heartbeat:
-    """Of one piece of work: whoever does it calls `beat` each time that it has come further.
+    """Of one piece of work: the thread that does it calls `beat` with each part that is done.
 
     - `during`: another thread does it, and the main thread waits. Beats are only counted; the main
       thread calls `report` while it waits, and the watchdog hears of them then. So a thread that
@@ -27,14 +27,14 @@ class Heartbeat:
 
     def __init__(self, listener: Listener = _nobody, doing: str = "") -> None:
         self._listener, self._doing = listener, doing
-        self._beats, self._reported = 0, -1  # the first report says what is waited for
+        self._beats, self._reported = 0, -1  # so that the first report is passed on
 
     def during(self, doing: str) -> Heartbeat:
-        """The same listener's, of work in another thread."""
+        """A heartbeat for the same listener, of work in another thread."""
         return Heartbeat(self._listener, doing)
 
     def of_main_thread(self, doing: str, *, alone: bool = False) -> Heartbeat:
-        """The same listener's, of work that the main thread does itself.
+        """A heartbeat for the same listener, of work that the main thread does itself.
 
         Args:
             doing: what is done, on which file.
@@ -43,14 +43,14 @@ class Heartbeat:
         return _OfMainThread(self._listener, doing, alone)
 
     def beat(self) -> None:
-        """The work has come further. Called by the thread that does it."""
+        """Count a part that is done. Called by the thread that does the work."""
         self._beats += 1
 
     def report(self, done: bool) -> None:
-        """Pass on that the work came further. Called by the main thread, again and again.
+        """Pass on the beats since the last call. Called by the main thread while it waits.
 
         Args:
-            done: it is done here; the main thread waits for other ranks.
+            done: the work is done here, and the main thread waits for other ranks.
         """
         if done or self._beats != self._reported:
             self._reported = self._beats

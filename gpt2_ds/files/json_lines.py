@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_LONGEST_LINE_BYTES = 1 << 20  # a lost power may leave gigabytes of zeros, and no end of a line
+_LONGEST_LINE_BYTES = 1 << 20  # a power failure may leave gigabytes of zeros without a newline
 
 
 def read_json_lines(
@@ -17,12 +17,12 @@ def read_json_lines(
 ) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each whole line and its object, in order; nothing where there is no file.
 
-    Skipped is what is no object in UTF-8: the line that a killed process left unfinished, and what
-    a disk made of others. No more than a line is held in memory.
+    Lines that are not a JSON object in UTF-8 are skipped: a killed process left one unfinished, or
+    a disk damaged it. No more than a line is in memory at a time.
 
     Args:
         path: of the file; may grow meanwhile.
-        holding: skip lines without this key; much faster than to read them.
+        holding: skip lines without this key; much faster than to parse them.
         last_bytes: begin at the first line of the last so many bytes; None: at the first.
     """
     key = json.dumps(holding).encode() if holding else b""
@@ -44,15 +44,15 @@ def read_json_lines(
 
 
 def append_json_line(path: Path, values: Mapping[str, Any], *, durable: bool = False) -> None:
-    """Add a line in one write, behind the end of a line that a killed process left unfinished.
+    """Append a line in one write, on a new line where a killed process left one unfinished.
 
     Args:
         path: of the file; made if need be.
         values: of the line.
-        durable: bring it to the disk before this returns.
+        durable: force it to the disk before this returns.
 
     Raises:
-        ValueError: a number is not finite: JSON has no word for it.
+        ValueError: a number is not finite, which JSON cannot say.
         OSError: the disk is full, or cannot be written.
     """
     line = json.dumps(values, allow_nan=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""How far long work with files is, on standard error."""
+"""The progress of long work with files, on standard error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ProgressBar:
         self._next = self._began + (LINE_SECONDS if self._bar is None else 0.0)
 
     def __enter__(self) -> Self:
-        """Take the bar off the terminal at the end."""
+        """Itself."""
         return self
 
     def __exit__(
@@ -45,7 +45,7 @@ class ProgressBar:
             self._bar.close()
 
     def advance(self, n_bytes: int) -> None:
-        """Count bytes that were done, and show it if it is time.
+        """Count more bytes as done, and show it if it is time.
 
         Args:
             n_bytes: since the last call.
@@ -70,7 +70,7 @@ class ProgressBar:
             self._bar.show(self.done_bytes, text)
 
     def finish(self) -> None:
-        """A last line in place of the bar."""
+        """Print a last line in place of the bar."""
         self.__exit__(None, None, None)
         print(self, file=sys.stderr, flush=True)
 
@@ -99,7 +99,7 @@ class ProgressBar:
 class _Bar(tqdm):  # type: ignore[misc]  # has no types
     """tqdm draws, fits the terminal and clears it; when and with what words is said here."""
 
-    monitor_interval = 0  # no thread: it would be there when workers are forked
+    monitor_interval = 0  # no thread, which would be there when workers are forked
 
     def __init__(self, total: int | None) -> None:
         words = "{percentage:3.0f}%|{bar}| {desc}" if total else "{desc}"
@@ -109,11 +109,11 @@ class _Bar(tqdm):  # type: ignore[misc]  # has no types
             leave=False,
             bar_format=words,
             ncols=_columns(),
-            nrows=20,  # tqdm asks no terminal then, and draws on one that says it has no size
+            nrows=20,  # else tqdm asks the terminal, and draws nothing on one without a size
         )
 
     def show(self, done: int, text: str) -> None:
-        """Draw it anew."""
+        """Draw it again."""
         self.n, self.ncols = done, _columns()
         self.set_description_str(text, refresh=False)
         self.refresh()

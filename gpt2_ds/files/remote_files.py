@@ -1,4 +1,4 @@
-"""A folder at a remote address: what is read comes whole and right, or not at all."""
+"""A folder at a remote address: each file is read whole and right, or not at all."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Value = TypeVar("Value")
 
 
 class WrongBytes(RunError):
-    """A file came in its full length, and is not what it should be."""
+    """A file has the right length and the wrong hash."""
 
 
 @dataclass(frozen=True)
 class Wording:
-    """What is said of a failure, by what the folder is for.
+    """The messages of a failure, which depend on what the folder is for.
 
     Args:
         where: the file, from `{address}`, `{name}` and `{file}`, which is both.
@@ -74,26 +74,26 @@ def is_remote(path: str) -> bool:
 class RemoteFolder:
     """The files under one address. Names are relative to it, with forward slashes.
 
-    What fails in a way that may pass (a server's error, a dropped connection, no byte for a
-    while, bytes that are too few or wrong) is tried again after a while, and each time is said on
-    standard error. Threads may share one; make it after a fork, not before.
+    A failure that may pass (a server's error, a dropped connection, no byte for a while, bytes
+    that are too few or wrong) is retried with exponential backoff, each time with a warning.
+    Threads may share one; make it after a fork, not before.
 
     So every method raises, besides its own:
 
     - `UserError`: access is refused, or the file, or the folder that should hold it, is not there;
-    - `RunError`: it could not be done, again and again; or this machine's disk is full, or fails;
+    - `RunError`: all attempts failed; or this machine's disk is full, or fails;
     - `Stopped`: `stop` was set.
 
     Args:
         address: of the folder: s3://, gs://, hf://, https:// or anything else fsspec knows; or a
             path on this machine.
-        attempts: how often to try in all.
-        attempts_at_wrong_bytes: how often to read in all what has the right length and the wrong
-            hash; None: `attempts`.
+        attempts: in all, the first included.
+        attempts_at_wrong_bytes: of a file that has the right length and the wrong hash; None:
+            `attempts`.
         first_delay_seconds: before the second attempt; doubles up to 30 seconds.
-        stall_seconds: this long without a byte, a reading has failed.
+        stall_seconds: this long without a byte, an attempt to read has failed.
         wording: what is said of a failure.
-        heartbeat: beats when a part of a file has come or gone, or an attempt has failed.
+        heartbeat: beats when a part of a file was read or sent, or an attempt has failed.
 
     Raises:
         UserError: nothing here knows such addresses, or a package is missing for them.
@@ -126,7 +126,7 @@ class RemoteFolder:
         self._source = RemoteSource(address, stall_seconds)
         self._files: Any = self._source.files
         if address.startswith("file://"):
-            # Its own neither says how far it is nor reaches the disk.
+            # fsspec's own neither calls the callback nor syncs.
             self._files.put_file = _copy_durably
 
     def at(self, name: str) -> str:
@@ -135,7 +135,7 @@ class RemoteFolder:
         return f"{folder.rstrip('/')}/{name}".rstrip("/") + mark + query
 
     def names(self) -> list[str]:
-        """Of what lies in the folder itself, links of a local disk left out; none: no folder."""
+        """Of what is in the folder itself, but for links of a local disk; none: no folder."""
 
         def names() -> list[str]:
             try:
@@ -156,7 +156,7 @@ class RemoteFolder:
 
         def sizes() -> dict[str, int]:
             found = self._files.find(root, detail=True)
-            # Of some file systems with a slash before them, of others without.
+            # Some file systems give paths with a slash before them, others without.
             inside = f"{root}/".lstrip("/")
             return {
                 path.lstrip("/").removeprefix(inside): entry["size"]
@@ -185,7 +185,7 @@ class RemoteFolder:
         return data
 
     def read_if_there(self, name: str) -> bytes | None:
-        """All of a small file, of one above 64 MiB as much; None: there is none."""
+        """All of a small file, of a larger one the first 64 MiB; None: there is none."""
 
         def attempt() -> bytes | None:
             try:
@@ -215,7 +215,7 @@ class RemoteFolder:
             stop: when set, the download ends with `Stopped`; None: the folder's own.
 
         Raises:
-            WrongBytes: what came, again and again, has another hash.
+            WrongBytes: the hash was wrong at all attempts.
         """
         temporary = destination.with_name(destination.name + TEMPORARY_SUFFIX)
         stop = stop or self.stop
@@ -229,7 +229,7 @@ class RemoteFolder:
                         temporary.rename(destination)
                         sync(destination.parent)
                     return
-            if stop.wait(_CLAIM_POLL_SECONDS):  # another process is at the same file
+            if stop.wait(_CLAIM_POLL_SECONDS):  # another process downloads the same file
                 raise Stopped
 
     def download_into(
@@ -263,7 +263,7 @@ class RemoteFolder:
         self._tried(name, attempt, stop)
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file."""
+        """Write a small file."""
         self._done(name, lambda: self._files.pipe_file(self._path(name), content))
 
     def send(self, local: Path, name: str) -> None:
@@ -292,7 +292,7 @@ class RemoteFolder:
             return b"".join(chunks)
 
     def _done(self, name: str, call: Callable[[], Value]) -> Value:
-        """What a call of fsspec gives, sooner or later."""
+        """What a call of fsspec gives, retried as `_tried` does."""
 
         def attempt() -> Value:
             try:
@@ -315,7 +315,7 @@ class RemoteFolder:
                 if number >= attempts:
                     raise self._final(name, fault, number) from fault
                 delay = min(LONGEST_DELAY_SECONDS, self._first_delay_seconds * 2 ** (number - 1))
-                delay *= random.uniform(0.5, 1.0)  # so that many ranks do not come at once
+                delay *= random.uniform(0.5, 1.0)  # jitter: many ranks must not retry at once
                 warn(
                     f"{self.at(name)}: {fault}: attempt {number + 1} of {attempts} in {delay:.1f} s"
                 )

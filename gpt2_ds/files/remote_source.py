@@ -1,4 +1,4 @@
-"""The bytes of a file at a remote address, as they come, and what went wrong, by kind."""
+"""The bytes of a file at a remote address as they arrive, and what kind of failure it was."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class RemoteFault(Exception):
 
     Args:
         what: went wrong, in one line without secrets.
-        kind: `missing` and `refused` stay so; `broken` may go away by itself; `wrong` bytes too,
-            where the line made them wrong.
+        kind: `missing` and `refused` are permanent; `broken` may pass; so may `wrong` bytes, if
+            the network made them wrong.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RemoteFault(Exception):
 
 
 class Stopped(Exception):
-    """The one who wanted the file no longer does."""
+    """The caller no longer wants the file."""
 
 
 def redacted(text: str) -> str:
@@ -83,7 +83,7 @@ class RemoteSource:
 
         Args:
             name: of the file, relative to the address.
-            limit: bytes; what comes after them is left.
+            limit: bytes; no more are read.
             stop: when set, reading ends with `Stopped`.
 
         Returns:
@@ -132,7 +132,7 @@ class RemoteSource:
         except ValueError as error:
             raise self._unknown(error) from error
         if hasattr(files, "retries"):
-            files.retries = 1  # s3fs: all retries are ours, and said
+            files.retries = 1  # s3fs: all retries are ours, each with a warning
         return files, root
 
     def _unknown(self, error: ValueError) -> UserError:
@@ -169,7 +169,7 @@ def _http_options() -> dict[str, Any]:
 
 
 class _Pieces:
-    """One open file: in a single stream where fsspec has one, in ranges elsewhere."""
+    """One open file: in a single stream where fsspec can, in ranges elsewhere."""
 
     def __init__(self, files: Any, path: str, stall_seconds: float, stop: threading.Event):
         self._loop = files.loop if getattr(files, "async_impl", False) else None
@@ -179,7 +179,7 @@ class _Pieces:
 
     def _open(self, files: Any, path: str) -> Any:
         if self._loop is not None:
-            # A size, whatever it is, spares http a request that asks for it.
+            # With a size, whatever it is, http sends no request that asks for it.
             size = {"size": 1} if path.startswith("http") else {}
             try:
                 return self._wait(files.open_async(path, "rb", **size))
@@ -196,7 +196,7 @@ class _Pieces:
         return self._wait(self._read(n_bytes))
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._loop is None:
             self._file.close()
         else:
@@ -226,7 +226,7 @@ class _Pieces:
 
 
 def fault_of(error: Exception) -> RemoteFault:
-    """What an error of fsspec or of a library under it means for the one who reads."""
+    """What an error of fsspec, or of a library under it, means for the caller."""
     status = _status(error)
     said = redacted(" ".join(f"{type(error).__name__} {error}".split()))[:300]
     what = f"HTTP {status} ({said})" if status else said
@@ -244,8 +244,8 @@ def _status(error: BaseException) -> int | None:
     found = getattr(getattr(error, "response", None), "status_code", None)
     for name in ("status", "code"):
         found = found or getattr(error, name, None)
-    for each in (error, error.__cause__):
-        response = getattr(each, "response", None)
+    for raised in (error, error.__cause__):
+        response = getattr(raised, "response", None)
         if isinstance(response, dict):
             found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return found if isinstance(found, int) else None

@@ -45,10 +45,10 @@ def missing_files(
     workers: int = WORKERS,
     heartbeat: Heartbeat = UNHEARD,
 ) -> list[ExpectedFile]:
-    """The files that are not in the folder, or not what they should be; its disk has room for them.
+    """The files that the folder lacks, or that are wrong in it; checks that its disk has room.
 
     Args:
-        folder: is there.
+        folder: must exist.
         files: that should be in it.
         workers: files that are hashed at a time.
         heartbeat: of the reading.
@@ -84,14 +84,14 @@ def fetch_files(
     Args:
         remote: where they are.
         files: to be downloaded; see `missing_files`.
-        folder: they come into it, and into folders in it that are made.
+        folder: where they go; folders in it are made.
         under: what comes before their names at the remote: "", or a folder with a slash.
         workers: downloads at a time.
-        tell: hears twice a second, and at the end, how many bytes are in files that are done.
+        tell: called twice a second, and at the end, with the bytes of the files that are done.
 
     Raises:
-        Exception: the first fault of a download, as `RemoteFolder.download` raises it; it has
-            ended the others.
+        Exception: the first that a download raised, as `RemoteFolder.download`; it ends the
+            others.
     """
     for parent in {(folder / file.name).parent for file in files}:
         with writing(parent, 0):
@@ -114,15 +114,15 @@ def in_parallel(
     stop: threading.Event | None = None,
     tell: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do some work on each item, a few at a time; the first fault ends it.
+    """Do some work on each item, a few at a time; the first exception ends it.
 
     The threads are daemons: a library that hangs in one must not keep the process from ending.
 
     Args:
         work: on one item, from any thread.
-        items: begun in this order.
+        items: in the order of work.
         workers: items at a time.
-        stop: is set when no more is to be begun: at a fault, and when all is done.
+        stop: is set when no more items are begun: after an exception, and when all is done.
         tell: called twice a second, and when all is done.
 
     Raises:
@@ -146,8 +146,10 @@ def in_parallel(
                 stop.set()
 
     threads = [
-        threading.Thread(target=run, name=f"{threading.current_thread().name}-{n}", daemon=True)
-        for n in range(min(workers, len(items)))
+        threading.Thread(
+            target=run, name=f"{threading.current_thread().name}-{number}", daemon=True
+        )
+        for number in range(min(workers, len(items)))
     ]
     try:
         for thread in threads:
@@ -158,7 +160,7 @@ def in_parallel(
                 if thread.is_alive():
                     tell()
     finally:
-        stop.set()  # when this thread is interrupted
+        stop.set()  # also when this thread is interrupted
         for thread in threads:
             if thread.ident is not None:
                 thread.join()

@@ -1,4 +1,4 @@
-"""What the system refuses of a file or a disk, in one voice."""
+"""What to say of a file or a disk that the system refuses: one wording for all."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def file_trouble(error: OSError) -> str:
     """
     name = error.filename2 or error.filename  # of a copy, the second is what is written
     where = f"{name}: " if name else ""
-    # A run whose disk is full is resumed where it is; one that may not write has to be elsewhere.
+    # A run whose disk is full resumes in place; one that may not write there needs another folder.
     other = "--run-dir" if FILE_TROUBLES.get(error.errno or 0) == _NOT_WRITABLE else ""
     return f"{where}{error.strerror or error}. {advice(error.errno, other)}"
 
@@ -67,21 +67,21 @@ def write_fault(where: Path, error: OSError, *, n_bytes: int = 0, other: str = "
     """What to say of a file or folder that cannot be written.
 
     Args:
-        where: it is.
+        where: the file or folder.
         error: the system's.
-        n_bytes: that are needed; of a full disk it is said how many are free.
+        n_bytes: that are needed; said of a full disk, with how many are free.
         other: as for `advice`.
     """
     what = f"cannot be written ({error.strerror or error})"
     if n_bytes and is_full(error.errno):
-        with suppress(OSError):  # a disk that is gone must not hide what was the matter
+        with suppress(OSError):  # a disk that is gone must not hide the error itself
             free_bytes = shutil.disk_usage(where.parent).free
             what = no_room(f"{n_bytes:,} bytes are needed", free_bytes)
     return Fault(str(where), what, advice(error.errno, other))
 
 
 def no_room(needed: str, free_bytes: int) -> str:
-    """What is wrong when the disk is full.
+    """What to say of a full disk.
 
     >>> no_room("2,000 bytes are needed", 1999)
     'the disk is full: 2,000 bytes are needed, and 1,999 are free'

@@ -51,7 +51,7 @@ def cache_directory() -> Path:
 
 
 def require_gpt2_ranks() -> None:
-    """See to it that tiktoken finds both files of `gpt2` in its cache.
+    """Make sure that tiktoken finds both files of `gpt2` in its cache.
 
     Raises:
         UserError: a cached file is not the published one, or a file is not cached and cannot be

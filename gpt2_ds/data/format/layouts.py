@@ -2,7 +2,7 @@
 
 - `llm.c`: our own; llm.c's and modded-nanogpt's are the same. See `gpt2_ds.data.format.shards`.
 - `npy`: what `numpy.save` writes of a one-dimensional array: build-nanogpt's shards.
-- `megatron`: a `.bin` of nothing but tokens, and a `.idx` beside it that says all the rest.
+- `megatron`: a `.bin` of nothing but tokens, and a `.idx` beside it with all the rest.
 
 Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html;
 https://github.com/NVIDIA/Megatron-LM, megatron/core/datasets/indexed_dataset.py, _IndexWriter.
@@ -41,7 +41,7 @@ def detect_layout(path: Path) -> Layout:
     """The layout of a file of tokens, from how it, or the `.idx` beside it, begins.
 
     Raises:
-        UserError: it cannot be read, or is none of the three.
+        UserError: it cannot be read, or has none of the three layouts.
     """
     start = _first_bytes(path, len(NPY_MAGIC))
     if start == NPY_MAGIC:
@@ -78,7 +78,7 @@ def token_offset(path: Path, layout: Layout) -> int:
     """The bytes before the first token; needs no file but this one.
 
     Raises:
-        UserError: an `npy` that is none.
+        UserError: an `npy` file is not an array as `numpy.save` writes it.
     """
     if layout == "npy":
         return _npy_header(path).offset

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a dataset is made of. Written last: a dataset without it is not one."""
+"""`manifest.json`: what a dataset is made of. It is written last: it makes a folder a dataset."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class InputEntry(_Part):
 
 
 class SkippedDocuments(_Part):
-    """Bad documents left out for one reason: how many, and where the first few were."""
+    """Bad documents skipped for one reason: how many, and where the first few were."""
 
     count: Count
     first: tuple[str, ...]
@@ -113,8 +113,8 @@ class Source(_Part):
         text_field: of a row of JSON lines, parquet or a dataset of the hub.
         document_separator: the line that stood between documents of a text file, if one did.
         shuffle_seed: of the order of documents within each shard; None: as they were read.
-        duplicates: documents left out because an equal one came before; None: not looked for.
-        skipped: bad documents left out, by why.
+        duplicates: documents skipped because an equal one came before; None: not looked for.
+        skipped: bad documents, by why.
     """
 
     inputs: tuple[InputEntry, ...]
@@ -128,7 +128,7 @@ class Source(_Part):
 
 
 class Manifest(_Part):
-    """The whole of `manifest.json`, but for the sha256 of all the rest that stands at its end.
+    """All of `manifest.json` but its last key, the sha256 of the rest.
 
     Args:
         format: of this file and the directory around it.
@@ -161,7 +161,7 @@ class Manifest(_Part):
         """The sha256 over what training sees, in order: 64 hexadecimal digits.
 
         That is the type of the tokens, the tokenizer, and per shard its split, token count and
-        sha256. Names of files, inputs and tool versions are left out: the same tokens made
+        sha256. Names of files, inputs and tool versions do not count: the same tokens made
         elsewhere, or by a newer version, are the same data.
         """
         seen = [
@@ -200,7 +200,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def parse_manifest(raw: bytes, path: str) -> Manifest:
-    """The manifest that the bytes of a file are.
+    """The manifest in the bytes of a file.
 
     Args:
         raw: all of the file.

@@ -116,7 +116,7 @@ class Tokenizer:
         """The UTF-8 bytes of the ids, which may end inside a character: for streaming.
 
         Raises:
-            UserError: an id is no token.
+            UserError: an id is not in the vocabulary.
         """
         try:
             return bytes(self.encoding.decode_bytes(np.asarray(ids, dtype=np.int64).tolist()))
@@ -164,7 +164,7 @@ class Tokenizer:
         if described.read_bytes() != saved.to_bytes():
             raise user_error(str(described), "not what was saved: damaged", "Restore it.")
         ranks = _read_ranks(ranks_file)
-        # Of the bytes, before tiktoken sees them: what it cannot digest may end the process.
+        # Of the bytes, before tiktoken sees them: damaged ones may end the process there.
         got = _digest(ranks_file.read_bytes(), saved.pattern, saved.special_tokens)
         if got != saved.sha256:
             what = f"the tokenizer's sha256 is {got}, and {TOKENIZER_FILE} says {saved.sha256}"
@@ -190,7 +190,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             `pattern` and `special_tokens`; otherwise they are GPT-2's.
 
     Raises:
-        UserError: there is no such tokenizer, or its files cannot be had or used.
+        UserError: there is no such tokenizer, or its files cannot be fetched or used.
     """
     if name == "bytes":
         ranks = {bytes([value]): value for value in range(256)}

@@ -28,7 +28,8 @@ def verify_shard(path: Path, entry: ShardEntry, *, n_vocab: int | None = None) -
         n_vocab: if given, every token must be below it.
 
     Raises:
-        UserError: a byte of the two differs, or a token is none; names the first MiB or token.
+        UserError: a byte of the two differs, or a token is not in the vocabulary; names the
+            first MiB or token.
     """
     faults = list(_differences(path, entry))
     if not faults and n_vocab is not None:
@@ -69,7 +70,7 @@ def where_damaged(got: Checksum, entry: ShardEntry) -> str:
     for block, (mine, said) in enumerate(zip(got.block_crc32, entry.block_crc32, strict=False)):
         if mine != said:
             begin, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, entry.bytes)
-            # Wrong only for a file that is one block, whose tokens are all of them either way.
+            # Wrong only for a file of one block: there, all tokens are named either way.
             item_bytes = 4 if entry.bytes >= 4 * entry.tokens else 2
             offset = entry.bytes - entry.tokens * item_bytes
             first = max(0, begin - offset) // item_bytes

@@ -16,7 +16,7 @@ from gpt2_ds.files.progress_bar import ProgressBar
 from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.tree import WORKERS, ExpectedFile, fetch_files, missing_files
 
-# The manifest, under this name until all else is there: an incomplete copy is no dataset.
+# The manifest, under this name until all else is there: an incomplete copy is not a dataset.
 PARTIAL_FILE = "manifest.json.part"
 LOCK_FILE = ".fetch.tmp"
 
@@ -24,7 +24,7 @@ LOCK_FILE = ".fetch.tmp"
 def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
     """Copy the dataset at `address` into the folder `out`.
 
-    Broken off, it goes on where it was when called again: what is there and right stays.
+    Interrupted, it resumes when called again: what is there and right stays.
 
     Args:
         address: of the dataset.

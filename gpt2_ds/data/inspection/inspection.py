@@ -60,7 +60,7 @@ def verify(directory: Path | str) -> Report:
         directory: of the dataset.
 
     Returns:
-        That all is well, and which files in the folder are no part of the dataset; without those
+        That all is well, and which files in the folder are not part of the dataset, but for those
         whose name begins with a dot.
 
     Raises:
@@ -83,7 +83,7 @@ def verify(directory: Path | str) -> Report:
         return ()
 
     progress = DocumentBar(sum(entry.bytes for entry in manifest.shards))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashes let go of the interpreter
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
         for entry, found in zip(manifest.shards, pool.map(check, manifest.shards), strict=True):
             faults += found
             progress.add(entry.documents, entry.bytes, entry.tokens)
@@ -148,7 +148,7 @@ def stats(directory: Path | str, samples: int = 0) -> Report:
 
 
 def summary(manifest: Manifest, directory: Path) -> list[str]:
-    """Lines on a dataset that was just made: tokens a split, what was left out, what to do next.
+    """Lines on a dataset that was just made: tokens a split, what was skipped, what to do next.
 
     Args:
         manifest: of the dataset.
@@ -164,7 +164,7 @@ def summary(manifest: Manifest, directory: Path) -> list[str]:
             f"{counted(len(shards), 'shard')}"
         )
     if manifest.source is not None:
-        lines += _not_taken(manifest.source)
+        lines += _skipped_lines(manifest.source)
     return [
         *lines,
         f"{directory} is ready. Next: set data.path to {directory} in a recipe of recipes/, then",
@@ -198,21 +198,21 @@ def _source_lines(manifest: Manifest) -> Iterator[str]:
         yield f"document separator: {source.document_separator!r}"
     if source.shuffle_seed is not None:
         yield f"shuffled with seed: {source.shuffle_seed}"
-    yield from _not_taken(source)
+    yield from _skipped_lines(source)
     n_bytes = [entry.bytes for entry in (*source.inputs, *source.validation_inputs)]
     if n_bytes and all(n_bytes):
         n_tokens = sum(entry.tokens for entry in manifest.shards)
         yield f"tokens a byte of input: {n_tokens / sum(n_bytes):.3f}"
 
 
-def _not_taken(source: Source) -> Iterator[str]:
-    """How many documents were left out, why, and where the first of them were."""
+def _skipped_lines(source: Source) -> Iterator[str]:
+    """How many documents were skipped, why, and where the first of them were."""
     for why, skipped in source.skipped.items():
         more = ["..."] if skipped.count > len(skipped.first) else []
         where = f" ({'; '.join([*skipped.first, *more])})" if skipped.first else ""
         yield f"skipped: {skipped.count:,} {why}{where}"
     if source.duplicates is not None:
-        yield f"duplicates left out: {source.duplicates:,}"
+        yield f"duplicates skipped: {source.duplicates:,}"
 
 
 def _described(entry: InputEntry) -> str:

@@ -16,9 +16,9 @@ from gpt2_ds.data.reading.corpus import Corpus
 
 
 def where(*, recipe: Path, step: int, set: Sequence[str] = (), characters: int = 200) -> Report:
-    """`step_samples` of a recipe on one device; the order is the same on any number of them.
+    """`step_samples` of a recipe. It is the same on any number of devices.
 
-    What the run in the recipe's run directory leaves out is left out.
+    Samples that the run in the recipe's run directory skips are skipped.
 
     Raises:
         UserError: the recipe is wrong; or as `step_samples`.
@@ -28,7 +28,7 @@ def where(*, recipe: Path, step: int, set: Sequence[str] = (), characters: int =
 
 
 def step_samples(plan: RunPlan, step: int, n_characters: int) -> Iterator[str]:
-    """Say what an optimizer step reads; the same for any number of ranks.
+    """What an optimizer step reads; the same for any number of ranks.
 
     Args:
         plan: the run.
@@ -41,7 +41,7 @@ def step_samples(plan: RunPlan, step: int, n_characters: int) -> Iterator[str]:
 
     Raises:
         UserError: there is no such step, a dataset is missing or broken, or the run's list of
-            samples left out is.
+            skipped samples is.
     """
     if not 1 <= step <= plan.derived.steps:
         raise user_error(

@@ -121,7 +121,7 @@ class LaneOrder:
             cumulative = np.cumsum([0, *self._counts[shards]], dtype=np.int64)
             known = _Epoch(key, shards, cumulative)
             # This epoch and its neighbours; two threads may ask, so it is replaced, not changed.
-            near = {e: kept for e, kept in self._epochs.items() if abs(e - number) <= 1}
+            near = {other: kept for other, kept in self._epochs.items() if abs(other - number) <= 1}
             self._epochs = near | {number: known}
         return known
 

@@ -113,7 +113,7 @@ class Mixture:
         return table.before + period * table.counts + begun
 
     def sample_of(self, source: int, indices: Array) -> Array:
-        """The sample that is the index-th of a source: `locate` turned round.
+        """The sample that is the index-th of a source: the inverse of `locate`.
 
         Args:
             source: 0..K-1.

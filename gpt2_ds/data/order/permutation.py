@@ -141,7 +141,7 @@ def rank_sample_ids(
         fit = divisors(global_batch_size)
         raise user_error(
             "world size",
-            f"{world_size} processes cannot share {global_batch_size} sequences a step equally",
+            f"{world_size} does not divide the batch of {global_batch_size} sequences a step",
             f"Use one of {', '.join(map(str, fit))} processes.",
         )
     share = np.arange(global_batch_size // world_size, dtype=np.int64)

@@ -21,7 +21,7 @@ Array = npt.NDArray[np.int64]
 class Samples:
     """All samples of a run; their order is a pure function of their number.
 
-    Training counts by position: how many it has seen. Where no samples are left out, the sample at
+    Training counts by position: how many it has seen. Without skipped samples, the sample at
     position n is number n.
 
     Args:
@@ -31,7 +31,7 @@ class Samples:
         lanes: shards of each source read at a time; 0 shuffles over all of them.
         names: of the sources; they take part in the order, so that no two sources share one.
         mixture: which source each sample is from; not needed for one source.
-        skipped: samples left out, (first, one behind the last) of each range.
+        skipped: ranges of samples: (first, one behind the last) of each.
 
     Raises:
         UserError: a split is too short for one window.
@@ -138,14 +138,15 @@ class Samples:
         Args:
             samples_seen: by all ranks; from here on.
             end: samples that the whole run trains on.
-            ranks: those that share what is fetched: of one machine.
+            ranks: of one machine, which share what is fetched.
             world_size: the number of data-parallel processes.
 
         Returns:
             (source, shard) of each.
         """
         found: list[tuple[int, int, ShardEntry]] = []
-        # A rank's samples move to other lanes where the number of those left out is no multiple.
+        # A rank's samples move to other lanes where the number of skipped ones is not a multiple
+        # of gcd(W, lanes).
         shifts = self.skipped.shifts(samples_seen, end)
         readers = {rank + shift for rank in ranks for shift in shifts}
         next_sample, end = self.skipped.sample(samples_seen), self.skipped.sample(end)
@@ -167,7 +168,8 @@ class Samples:
     ) -> tuple[Array, Array]:
         """(sample of the source, shard) of each next use, in this epoch and the next.
 
-        `ranks` are any numbers from which the samples go on in steps of the world size.
+        Each of `ranks` may be any number: its reader's samples are that plus multiples of the
+        world size.
         """
         order = self._lane_orders[source]
         if order is None:  # a shuffle over all shards reads every one of them at any time

@@ -1,8 +1,8 @@
-"""Samples that training leaves out: which sample comes at which position of training.
+"""Samples that training skips, and so which sample comes at which position of training.
 
 Position n counts what has been trained on (samples_seen); the sample's number is its place in the
-order of the data. Without ranges they are the same. A range moves what comes after it forward, and
-leaves what comes before it where it is.
+order of the data. Without skipped ranges they are the same. A range moves the samples behind it
+to earlier positions, and no sample before it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 class Skipped:
-    """The samples that are left out.
+    """The samples that training skips.
 
     Args:
         ranges: (first, one behind the last) of each; may overlap.
@@ -60,7 +60,7 @@ class Skipped:
             positions: (k,) int64, 0 is the first.
 
         Returns:
-            (k,) int64, larger for a larger position; none in a range.
+            (k,) int64, larger for a larger position; none of them in a skipped range.
 
         >>> Skipped([(2, 4)]).samples(np.arange(4)).tolist()
         [0, 1, 4, 5]
@@ -87,7 +87,7 @@ class Skipped:
 
 
 def read_skipped(run_dir: Path) -> Ranges:
-    """The ranges that a run leaves out, merged; none where nothing ever was.
+    """The ranges that a run skips, merged; none where it never skipped any.
 
     Raises:
         UserError: the file is not what this project writes.
@@ -100,7 +100,7 @@ def read_skipped(run_dir: Path) -> Ranges:
     except (ValueError, TypeError):
         raise user_error(
             str(path),
-            "is no list of ranges of samples ([[first, one behind the last], ...])",
-            "Restore a copy; without it the run would train on what was left out.",
+            "is not a list of ranges of samples ([[first, one behind the last], ...])",
+            "Restore a copy; without it the run would train on the skipped samples.",
         ) from None
     return merged(ranges)

@@ -1,4 +1,4 @@
-"""Shards that were made elsewhere as a dataset, without changing or moving a byte of them."""
+"""A dataset of shards that were made elsewhere: no byte of them is changed or moved."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     or `validation` as a word of their name or folder are the validation split.
 
     Args:
-        directory: of the shards; searched recursively, dot files left out.
+        directory: of the shards; searched recursively, dot files skipped.
         tokenizer: the tokens were made with it.
 
     Returns:
@@ -94,7 +94,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     def scan(shard: _Found) -> ShardEntry:
         return _scan(shard, tokenizer, progress, lock)
 
-    # Threads, because hashes and numpy let go of the interpreter.
+    # Threads, because hashing and numpy release the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shards = tuple(pool.map(scan, sorted(found, key=lambda shard: shard.is_validation)))
     manifest = Manifest(
@@ -201,7 +201,7 @@ def _scan(
         checksum.update(file.read(header.offset))
     tokens = map_tokens(path, header)
     documents = 0
-    starts: list[npt.NDArray[np.int64]] = []  # kept where an index has to agree
+    starts: list[npt.NDArray[np.int64]] = []  # kept where there is an index to compare
     for begin in range(0, len(tokens), PIECE_TOKENS):
         piece = tokens[begin : begin + PIECE_TOKENS]
         if (offset := first_beyond(piece, tokenizer.n_vocab)) is not None:

@@ -15,7 +15,7 @@ from gpt2_ds.data.preparation.request import Request, flag_of
 
 
 class Adoption(NamedTuple):
-    """Shards to make a dataset of, where they are.
+    """Shards to make a dataset of, in their own folder.
 
     Args:
         directory: of the shards.
@@ -47,8 +47,8 @@ def parse(description: str | None, words: Sequence[str]) -> Request | Adoption:
         "--adopt",
         type=Path,
         metavar="DIR",
-        help="in place of INPUT and --out: make a folder of token files that were made elsewhere "
-        "a dataset, by putting a manifest and the tokenizer beside them",
+        help="in place of INPUT and --out: make a dataset of a folder of token files that were "
+        "made elsewhere, by putting a manifest and the tokenizer beside them",
     )
     typed = vars(parser.parse_args(words))
     inputs, out = typed.get("inputs", []), typed.get("out")

@@ -1,4 +1,4 @@
-"""Documents put together to blocks that are worth sending to another process."""
+"""Documents in blocks, each large enough to be worth sending to another process."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Block:
         is_validation: whether all are validation, whatever their hash.
         texts: of the documents, in UTF-8.
         positions: after each document.
-        bad: (how many documents of the block come before it, why, where) of each.
+        bad: of each bad document: how many of the block come before it, why, where.
         text_bytes: of all documents.
-        input_bytes: that went by for all of them.
+        input_bytes: that were read for all of them.
     """
 
     is_validation: bool
@@ -36,7 +36,7 @@ class Block:
     input_bytes: int = 0
 
     def add(self, position: Position, item: Document | Bad) -> None:
-        """Put in what comes next."""
+        """Add what comes next."""
         self.input_bytes += item.input_bytes
         if isinstance(item, Bad):
             self.bad.append((len(self.texts), item.why, item.where))
@@ -67,11 +67,11 @@ def read_blocks(
         validation: come after; all their documents are validation.
         text_field: of a row, its text.
         document_separator: the line between documents of a text file, if there is one.
-        on_bad: whether a bad document is an error, or counted and left out.
+        on_bad: whether a bad document is an error, or skipped and counted.
         start: in `train` and `validation`, counted together.
 
     Raises:
-        UserError: a bad document where it is an error; or see `read_documents`.
+        UserError: a bad document where that is an error; or as `read_documents`.
     """
     inputs = [*train, *validation]
     block = Block(is_validation=start.input >= len(train))
@@ -88,7 +88,7 @@ def read_blocks(
                 raise user_error(
                     item.where,
                     item.what,
-                    f"{item.fix} Or use --on-bad skip, which leaves out and counts such ones.",
+                    f"{item.fix} Or use --on-bad skip, which skips and counts such documents.",
                 )
             block.add(position, item)
     except (UserError, RunError):

@@ -1,7 +1,7 @@
 """Bytes and lines of plain and compressed files and of standard input, in constant memory.
 
 Every reader of a stream asks for it in pieces of `READ_BYTES` from the beginning on (or seeks, in a
-plain file), so that a damaged file breaks off after the same byte whenever it is read.
+plain file), so that reading a damaged file ends after the same byte each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
 class DamagedError(Exception):
-    """A compressed file breaks off, or is none."""
+    """A compressed file ends too early, or is not compressed."""
 
 
 class ByteStream:
@@ -28,7 +28,7 @@ class ByteStream:
 
     Args:
         read: at most so many bytes of text; none at the end.
-        tell: how many bytes of the file, which may be compressed, went by.
+        tell: how many bytes of the file, which may be compressed, were read.
         seek: go to this byte of the text; None: only by reading up to it.
     """
 
@@ -69,7 +69,7 @@ class ByteStream:
         """Go to byte `n_bytes` of the text, at the beginning of reading.
 
         Returns:
-            The CRC-32 of what was read over; 0 where the file could be sought.
+            The CRC-32 of what was skipped; 0 where the file could be sought.
         """
         if self._seek is not None:
             self._seek(n_bytes)
@@ -82,9 +82,9 @@ class ByteStream:
         return crc32
 
     def first_character(self) -> bytes:
-        """The first byte that is no white space, which is still to be read; empty: there is none.
+        """The first byte that is not white space, and stays unread; empty: there is none.
 
-        For the beginning of a stream. A byte order mark is passed over, and a MiB of white space.
+        For the beginning of a stream. Skips a byte order mark, and at most a MiB of white space.
         """
         while not (piece := self._unread).lstrip() and len(piece) < LOOK_AHEAD_BYTES:
             self._unread = b""
@@ -150,7 +150,7 @@ class Lines:
         """Each line.
 
         Raises:
-            DamagedError: the stream breaks off; what came of the line that it broke off in is lost.
+            DamagedError: the stream ends too early; the line that it ends in is lost.
         """
         held: list[bytes] = []
         size, crc32 = 0, self.crc32

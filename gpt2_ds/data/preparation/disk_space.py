@@ -40,7 +40,7 @@ def bytes_still_needed(input_bytes: int, total_input_bytes: int | None, written_
 
 
 def require_space(folder: Path, n_bytes: int, needed_bytes: int) -> None:
-    """See to it that `n_bytes` can be written into `folder`.
+    """Refuse to begin a write into `folder` that its disk has no room for.
 
     Args:
         folder: on the disk in question.

@@ -16,8 +16,8 @@ class Document(NamedTuple):
 
     Args:
         data: the text, in UTF-8.
-        input_bytes: of the input that went by for it.
-        place: in its file, where to go on after it.
+        input_bytes: of the input that were read for it.
+        place: in its file, where reading resumes after it.
     """
 
     data: bytes
@@ -26,14 +26,14 @@ class Document(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """Something that is no text to train on.
+    """Something that is not a text to train on.
 
     Args:
         why: in one word, for the manifest.
         where: file and line or row.
         what: is wrong, with the values.
         fix: what to do about it.
-        input_bytes: of the input that went by for it.
+        input_bytes: of the input that were read for it.
     """
 
     why: str
@@ -57,7 +57,7 @@ def checked_text(value: object, where: str, input_bytes: int, place: Place) -> D
     if len(data) > MAX_DOCUMENT_BYTES:
         return too_long(where, input_bytes)
     if not value or value.isspace():
-        return Bad("empty", where, "an empty document", "Leave it out.", input_bytes)
+        return Bad("empty", where, "an empty document", "Remove it.", input_bytes)
     return Document(data, input_bytes, place)
 
 
@@ -69,7 +69,7 @@ def too_long(where: str, input_bytes: int) -> Bad:
 
 
 def damaged(where: str, why: object, input_bytes: int) -> Bad:
-    """What to say of a file that breaks off, or is not of its kind; the rest of it is lost."""
+    """What to say of a file that ends too early, or is not of its kind; the rest of it is lost."""
     first = (str(why).splitlines() or [""])[0]
     fix = "Fetch the file again."
     return Bad("damaged", where, f"damaged: it breaks off here ({first})", fix, input_bytes)

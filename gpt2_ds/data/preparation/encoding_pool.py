@@ -1,4 +1,4 @@
-"""Documents in blocks to worker processes, token arrays back in order.
+"""Blocks of documents go to worker processes, and token arrays come back in order.
 
 Blocks of about a megabyte, because a task costs about a millisecond; one array a block, because
 lists of ints take longer to send than to make. Hashes are made by the workers too, so that the one
@@ -74,8 +74,8 @@ def encode_blocks(
         workers: 1 works in this process.
 
     Raises:
-        UserError: reading the blocks did; all before it were given.
-        RunError: a worker process died, or lacks memory; or reading the blocks did.
+        UserError: reading the blocks raised it; all blocks before it were yielded.
+        RunError: a worker process died, or lacks memory; or reading the blocks raised it.
     """
     if workers == 1:
         for block in blocks:
@@ -114,7 +114,7 @@ def encode_blocks(
 
 
 def _until_failure(blocks: Iterator[Block]) -> Iterator[Block | UserError | RunError]:
-    """The blocks, and last what went wrong, which must not outrun those that are at work."""
+    """The blocks, and last what went wrong: it is raised after the blocks before it are encoded."""
     try:
         yield from blocks
     except (UserError, RunError) as error:

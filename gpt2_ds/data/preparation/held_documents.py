@@ -22,7 +22,7 @@ class HeldDocuments:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.n_tokens = self.n_documents = 0
-        # Never without an array, so that there is something to put together.
+        # Never without an array, so that there is something to concatenate.
         self._tokens: list[Tokens] = [np.empty(0, dtype)]
         self._lengths: list[Lengths] = [np.empty(0, np.int64)]
 
@@ -39,7 +39,11 @@ class HeldDocuments:
         self._lengths.append(lengths)
 
     def take(self) -> tuple[Tokens, Lengths]:
-        """All that is held, which is held no more: tokens and lengths."""
+        """Empty it.
+
+        Returns:
+            The tokens and lengths that were held.
+        """
         tokens, lengths = np.concatenate(self._tokens), np.concatenate(self._lengths)
         self.n_tokens = self.n_documents = 0
         del self._tokens[1:], self._lengths[1:]
@@ -64,7 +68,7 @@ def end_of_part(lengths: Lengths, held: int, limit: int) -> int:
         limit: in tokens.
 
     Returns:
-        1..n, or n + 1 where n are too few.
+        1..n; n + 1 where all of them are too few.
 
     >>> lengths = np.array([2, 2, 2])
     >>> [end_of_part(lengths, 0, limit) for limit in (1, 2, 3, 6, 7)]

@@ -1,4 +1,4 @@
-"""Documents out of a dataset of the Hugging Face hub, or a local folder that `datasets` reads."""
+"""The documents of a dataset of the Hugging Face hub, or of a local folder `datasets` reads."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def hub_documents(
     Args:
         dataset: to read.
         text_field: of a row, its text.
-        place: where to go on: (a state of the library, rows after it, rows in all).
+        place: where to resume: (a state of the library, rows after it, rows in all).
 
     Raises:
         UserError: there is no such dataset, configuration, split or field.
-        RunError: it cannot be read on, which may be the network.
+        RunError: reading failed, perhaps because of the network.
     """
     opened = _opened(dataset, text_field)
     state, n_after, n_rows = place or (None, 0, 0)

@@ -1,4 +1,4 @@
-"""Documents out of parquet files: a row is one."""
+"""The documents of parquet files: each row is one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parquet_documents(file: Path, text_field: str, place: Place | None) -> Itera
     Args:
         file: to read.
         text_field: the column of the texts.
-        place: where to go on: (rows before it,).
+        place: where to resume: (rows before it,).
 
     Raises:
         OSError: it cannot be opened.

@@ -1,7 +1,7 @@
-"""What a preparation has done so far, on disk: after any end of it, the same command goes on.
+"""What a preparation has done so far, on disk: however it ended, the same command resumes.
 
 .NAME.partial/      beside the dataset NAME that it becomes
-  lock              held by the one that works
+  lock              held by the process that works
   job.json          what was asked for
   units.jsonl       a line for each unit that is complete, written after all of its files
   pieces/           the validation documents of each unit
@@ -43,8 +43,8 @@ class Counts(_Line):
         tokens: of them.
         text_bytes: of them.
         input_bytes: about how much of the input was read.
-        duplicates: left out because an equal document came before.
-        skipped: bad ones left out, by why.
+        duplicates: skipped, because an equal document came before.
+        skipped: bad documents, by why.
     """
 
     documents: Count = 0
@@ -76,7 +76,7 @@ class UnitRecord(_Line):
         unit: counted from 0.
         shard: its train documents; None: it has none.
         piece: its validation documents; None: it has none.
-        position: where reading goes on: input, file, place in the file.
+        position: where reading resumes: input, file, place in the file.
         counts: at the end of the unit.
     """
 
@@ -94,7 +94,7 @@ def partial_path(out: Path) -> Path:
 
 @contextmanager
 def locked_folder(out: Path) -> Iterator[PartialFolder]:
-    """The folder of a preparation, held against a second one.
+    """The folder of a preparation, locked against a second one.
 
     Raises:
         UserError: another process is preparing `out`.
@@ -113,7 +113,7 @@ def _lock(path: Path) -> int:
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have deleted the folder as its last act.
+            # Its owner before may have deleted the folder as its last act.
             if os.path.samestat(os.fstat(lock), (path / "lock").stat()):
                 return lock
         except BlockingIOError as error:
@@ -131,7 +131,7 @@ class PartialFolder:
 
     Attributes:
         records: of the complete units, in order.
-        is_ours: whether it was begun for what is asked for now, or by it.
+        is_ours: whether it was begun for the same request, or is new.
         stored_job: what was asked for when it was begun; None: it is new.
     """
 
@@ -156,11 +156,11 @@ class PartialFolder:
 
     @property
     def is_published(self) -> bool:
-        """Whether its dataset got its name, and only deleting the rest was not done."""
+        """Whether its dataset has its name already, and only the rest has still to be deleted."""
         return bool(self.records) and not self.dataset.exists()
 
     def begin(self, job: Job) -> None:
-        """Take up the work.
+        """Begin or resume the work.
 
         Args:
             job: what is asked for: all that the result depends on, in words and numbers of JSON.
@@ -187,7 +187,7 @@ class PartialFolder:
         self.is_ours = True
 
     def clear_unfinished(self) -> None:
-        """Delete what is of no complete unit, and make the folders that are missing.
+        """Delete what belongs to no complete unit, and make the folders that are missing.
 
         Raises:
             UserError: a file of a complete unit is missing.
@@ -224,7 +224,7 @@ class PartialFolder:
         return np.frombuffer(data, dtype, piece.tokens, 4 * piece.documents), lengths
 
     def append(self, record: UnitRecord) -> None:
-        """Note a unit, all of whose files are on the disk."""
+        """Add the line of a unit, all of whose files are on the disk."""
         with self._journal.open("ab") as journal:
             journal.write(record.model_dump_json().encode() + b"\n")
             journal.flush()
@@ -237,7 +237,7 @@ class PartialFolder:
         """Give the complete dataset its name, and delete the rest.
 
         Raises:
-            OSError: something has come to be there since.
+            OSError: something has been put there since.
         """
         self.dataset.rename(out)
         sync(out.parent)

@@ -1,8 +1,8 @@
 """Text to a dataset: token shards, their tokenizer and a manifest, complete or not there at all.
 
 The work is in `.NAME.partial` beside the dataset, unit by unit (`partial_folder`, `units`). Killed
-at any moment, the same call goes on after the last complete unit, and the result is the same to the
-byte; so it is for any number of workers.
+at any moment, the same call resumes after the last complete unit. The result is the same to the
+byte, also with another number of workers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def prepare(request: Request) -> Manifest:
             earlier start with the same `out` was asked for something else, or no token is left
             to train on.
         RunError: a worker died, the disk is full or refuses to be written, the hub cannot be
-            read, or Ctrl-C was pressed. `out` is not there then, and the same call goes on.
+            read, or Ctrl-C was pressed. `out` is not there then, and the same call resumes.
     """
     out = request.out
     tokenizer = load_tokenizer(request.tokenizer)
@@ -68,7 +68,7 @@ def prepare(request: Request) -> Manifest:
     if _is_taken(out) and not partial_path(out).exists():
         raise _taken(out)
     try:
-        with locked_folder(out) as folder, _told_plainly(folder):
+        with locked_folder(out) as folder, _saying_what_is_kept(folder):
             commits = (folder.stored_job or {}).get(COMMITS, {})
             ready = ReadyRequest(request, tokenizer, *find_inputs(request, commits))
             return _prepare(ready, folder)
@@ -77,8 +77,8 @@ def prepare(request: Request) -> Manifest:
 
 
 @contextmanager
-def _told_plainly(folder: PartialFolder) -> Iterator[None]:
-    """Say with every error what is kept; nothing is, where the user is wrong from the start.
+def _saying_what_is_kept(folder: PartialFolder) -> Iterator[None]:
+    """Add to every error what is kept; nothing is, where the user is wrong from the start.
 
     Raises:
         UserError: as it came.
@@ -101,18 +101,18 @@ def _told_plainly(folder: PartialFolder) -> Iterator[None]:
     except RunError as error:
         raise RunError(f"{error}{_kept(folder)}") from error
     except (OSError, sqlite3.Error) as error:
-        told = f"{folder.path}: could not be written: {error}."
-        raise RunError(f"{told}{_kept(folder)}") from error
+        what = f"{folder.path}: could not be written: {error}."
+        raise RunError(f"{what}{_kept(folder)}") from error
 
 
 def _kept(folder: PartialFolder) -> str:
     if not folder.shards:
         return " The same command begins again."
-    return f" Complete shards kept: {len(folder.shards)}. The same command goes on."
+    return f" Complete shards kept: {len(folder.shards)}. The same command resumes."
 
 
 def _prepare(ready: ReadyRequest, folder: PartialFolder) -> Manifest:
-    """All units, the manifest, and at last the dataset's name."""
+    """Make all units and the manifest, then give the dataset its name."""
     request = ready.request
     needed_bytes: Callable[[], int] = partial(bytes_still_needed, 0, ready.total_bytes, 0)
     try:
@@ -120,7 +120,7 @@ def _prepare(ready: ReadyRequest, folder: PartialFolder) -> Manifest:
         if _is_taken(request.out):
             if not folder.is_published:
                 raise _taken(request.out)
-            folder.remove()  # an earlier start was killed when only this was left to do
+            folder.remove()  # an earlier start was killed when only this was still to be done
             return read_manifest(request.out)
         folder.clear_unfinished()
         ready.tokenizer.save(folder.dataset / TOKENIZER_DIRECTORY)
@@ -137,7 +137,7 @@ def _prepare(ready: ReadyRequest, folder: PartialFolder) -> Manifest:
         folder.publish(request.out)
     except (OSError, sqlite3.Error) as error:
         if is_full_disk(error):
-            folder.clear_unfinished()  # which may be most of what is left
+            folder.clear_unfinished()  # which may make most of the room that is needed
             raise full_disk(folder.path, needed_bytes()) from error
         raise
     progress.finish()
@@ -156,7 +156,7 @@ def _encode(ready: ReadyRequest, folder: PartialFolder, writer: UnitWriter) -> D
         start=Position(*folder.records[-1].position) if folder.records else BEGINNING,
     )
     progress = DocumentBar(ready.total_bytes, writer.counts.input_bytes)
-    # Closed at once, so that after an error no worker goes on.
+    # Closed at once, so that after an error no worker is left.
     with closing(encode_blocks(blocks, ready.tokenizer, request.workers)) as results:
         for block, encoded in results:
             writer.add(block, encoded)
@@ -206,7 +206,7 @@ def _sync_directories(directory: Path) -> None:
 
 
 def ensure_prepared(path: Path, prepare_call: Callable[[], object]) -> None:
-    """Prepare the dataset at `path` unless it is there; several processes may ask at once.
+    """Prepare the dataset at `path` unless it is there; several processes may call at once.
 
     One prepares, the others wait for it. The lock is a file beside `path`, which stays.
 

@@ -1,4 +1,4 @@
-"""Documents of all inputs in order, from any place on."""
+"""The documents of all inputs in order, from the beginning or where reading resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2_ds.data.preparation.text_streams import TextReader
 
 
 class Position(NamedTuple):
-    """Where in all inputs to go on.
+    """Where in all inputs reading resumes.
 
     Args:
         input: which one.
@@ -49,31 +49,31 @@ def read_documents(
 
     Raises:
         UserError: a file cannot be read, or standard input is not what it was.
-        RunError: a dataset of the hub cannot be read on.
+        RunError: reading a dataset of the hub failed.
     """
     place = start.place
     for i in range(start.input, len(inputs)):
-        each = inputs[i]
+        source = inputs[i]
         first = start.file if i == start.input else 0
-        for j in range(first, 1 if each.is_one_stream else len(each.files)):
-            for item in _read(each, j, text_field, document_separator, place):
+        for j in range(first, 1 if source.is_one_stream else len(source.files)):
+            for item in _read(source, j, text_field, document_separator, place):
                 place = item.place if isinstance(item, Document) else place
                 yield Position(i, j, place), item
             place = None
 
 
 def _read(
-    each: Input, file: int, text_field: str, separator: str | None, place: Place | None
+    source: Input, file: int, text_field: str, separator: str | None, place: Place | None
 ) -> Iterator[Document | Bad]:
-    if each.hub is not None:
-        yield from hub_documents(each.hub, text_field, place)
+    if source.hub is not None:
+        yield from hub_documents(source.hub, text_field, place)
         return
-    if each.name == STANDARD_INPUT:
+    if source.name == STANDARD_INPUT:
         stream = standard_input()
         rows = stream.first_character() == b"{"
         yield from TextReader(stream, "standard input", place).read(rows, text_field, separator)
         return
-    path = each.files[file]
+    path = source.files[file]
     try:
         if path.suffix.lower() == ".parquet":
             yield from parquet_documents(path, text_field, place)

@@ -1,4 +1,4 @@
-"""A request whose inputs were found: what the work on it, its journal and its manifest read."""
+"""A request whose inputs were found: what is prepared, and what its journal and manifest say."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COMMITS = "commits"  # in a job: name of a dataset of the hub -> its commit
 
 @dataclass(frozen=True)
 class ReadyRequest:
-    """A request, and what its words stand for.
+    """A request, and the inputs and tokenizer that it names.
 
     Args:
         request: as it was made.
         tokenizer: goes into the dataset.
         train: inputs.
-        validation: inputs that are the whole validation split; none: it is cut off from `train`.
+        validation: inputs that are the whole validation split; none: a share of `train` is.
     """
 
     request: Request
@@ -46,7 +46,7 @@ class ReadyRequest:
     def job(self) -> Job:
         """In words and numbers, with sizes and times of the files: what a second start must match.
 
-        Not whether a bad document is an error: to leave it out goes on from where it was found.
+        Without `on_bad`: a preparation that a bad document ended resumes with --on-bad skip.
         """
         options = self.request.model_dump(mode="json")
         stats = {str(file): file.stat() for source in self._inputs for file in source.files}

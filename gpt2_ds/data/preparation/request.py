@@ -33,7 +33,7 @@ class Request(BaseModel):
     inputs: Annotated[Sequence[str | Path], Field(title="INPUT")]
     """what to read, in this order. A text file is one document (unless there is a
     --document-separator); of JSON lines (.jsonl .ndjson .json) and .parquet a row is one; text and
-    JSON lines may be packed (.gz .zst). A folder is recursed and sorted, dot files left out; a
+    JSON lines may be compressed (.gz .zst). A folder is recursed and sorted, dot files skipped; a
     pattern ("data/*.jsonl.gz", in quotes) is sorted. - is standard input: JSON lines if it begins
     with {, else text. hf:OWNER/NAME is a dataset of the Hugging Face hub, read while it is
     downloaded, and hf:FOLDER a local one. python-stdlib is the sources of this Python's standard
@@ -49,11 +49,11 @@ class Request(BaseModel):
     revision: Annotated[str | None, Field(title="REV")] = None
     """of hf:, a branch, tag or commit (the newest commit); the manifest has the commit"""
     document_separator: Annotated[str | None, Field(title="LINE")] = None
-    """text files are cut into documents at lines equal to it, say '<|endoftext|>'"""
+    """cut text files into documents at lines equal to it, say '<|endoftext|>'"""
     on_bad: Annotated[OnBad, Field(exclude=True)] = "error"
-    """stop at a bad document, or leave it out and count it"""
+    """stop at a bad document, or skip and count it"""
     deduplicate: bool = False
-    """leave out a document whose text came before, in either split"""
+    """skip a document whose text came before, in either split"""
     validation_fraction: Annotated[float, Field(title="X")] = 0.001
     """share of the documents, chosen by a hash of their text"""
     validation: Annotated[Sequence[str | Path], Field(title="INPUT")] = ()
@@ -87,7 +87,7 @@ class Request(BaseModel):
 
 
 def flag_of(field: str) -> str:
-    """How a field of `Request` is called on the command line.
+    """The name of a field of `Request` on the command line.
 
     >>> flag_of("text_field"), flag_of("inputs")
     ('--text-field', 'INPUT')

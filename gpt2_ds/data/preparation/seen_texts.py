@@ -65,5 +65,5 @@ class SeenTexts:
         self._connection.execute("BEGIN")
 
     def close(self) -> None:
-        """Let go of the file; what was not committed is forgotten."""
+        """Close the file; what was not committed is forgotten."""
         self._connection.close()

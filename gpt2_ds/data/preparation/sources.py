@@ -34,7 +34,7 @@ class Input:
         name: as it was typed.
         files: in the order in which they are read; none of standard input or of the hub.
         n_bytes: of all files; 0 where it is not known before reading.
-        lenient: leave out bad files even where mistakes are errors: they are not the user's.
+        lenient: skip bad files even where they are errors in other inputs: they are not the user's.
         hub: for a dataset, what to read of it.
     """
 

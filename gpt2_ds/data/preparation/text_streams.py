@@ -1,4 +1,4 @@
-"""Documents out of text and JSON lines: of a file, packed or not, or of standard input."""
+"""The documents of text and JSON lines: of a file, compressed or not, or of standard input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TextReader:
     Args:
         stream: at its beginning.
         name: to call it by in messages.
-        place: where to go on: (offset, lines and CRC-32 before it); None: at the beginning.
+        place: where to resume: (offset, lines and CRC-32 before it); None: at the beginning.
 
     Raises:
         UserError: what comes before `place` is not what was read then.
@@ -68,7 +68,7 @@ class TextReader:
                 yield from self._rows(text_field)
             elif separator is not None:
                 yield from self._separated(separator.encode())
-            elif not self._resumed:  # it would be behind the only document
+            elif not self._resumed:  # else the only document was read before
                 yield self._whole()
         except DamagedError as error:
             yield damaged(self._where(self._n_lines + 1), error, self._input_bytes())
@@ -100,7 +100,7 @@ class TextReader:
 
     def _separated(self, separator: bytes) -> Iterator[Document | Bad]:
         held, first_line, is_long = bytearray(), self._n_lines + 1, False
-        begun = self._resumed  # a separator before all documents, or after all, is between none
+        begun = self._resumed  # a separator before the first document, or after the last, ends none
         for line in self._lines:
             self._n_lines += 1
             if line is not None and self._n_lines == 1:
@@ -131,7 +131,7 @@ class TextReader:
             return text
         if not text or text.isspace():
             where, what = self._where(first_line), "an empty document"
-            return Bad("empty", where, what, "Leave it out.", self._input_bytes())
+            return Bad("empty", where, what, "Remove it.", self._input_bytes())
         return Document(data, self._input_bytes(), self._place())
 
     def _decoded(self, data: bytes, first_line: int) -> str | Bad:

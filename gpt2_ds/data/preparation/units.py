@@ -1,4 +1,4 @@
-"""Encoded documents to units: each makes one train shard, and can be gone on after.
+"""Encoded documents to units: each makes one train shard, and work resumes after any of them.
 
 A unit ends with the first document at which its tokens of one split reach the size of a shard.
 That is decided from the documents in their order, so it depends neither on the number of workers
@@ -78,7 +78,7 @@ class UnitWriter:
         self._position = BEGINNING
 
     def add(self, block: Block, encoded: Encoded) -> None:
-        """Take the next block.
+        """Add the next block.
 
         Raises:
             RunError: the disk does not hold the next shard.
@@ -126,7 +126,7 @@ class UnitWriter:
         return self._folder.shards + self._merge_validation()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._seen is not None:
             self._seen.close()
 
@@ -145,7 +145,7 @@ class UnitWriter:
         validation: npt.NDArray[np.bool_],
         begin: int,
     ) -> int:
-        """The document after the last of the unit; more than there are, if it goes on."""
+        """The document after the last of the unit; more than there are, if the unit is not full."""
         limit = self._request.shard_tokens
         return begin + min(
             end_of_part(np.where(chosen, lengths, 0)[begin:], held.n_tokens, limit)
@@ -179,7 +179,7 @@ class UnitWriter:
         self.counts = self.counts.model_copy(update={"skipped": skipped | more})
 
     def _write(self) -> None:
-        """Write the unit and note it: the note comes last."""
+        """Write the unit, then its line in the journal."""
         n_bytes = sum(
             held.n_tokens * self._tokenizer.dtype.itemsize + 4 * held.n_documents
             for held in (self._train, self._validation)

@@ -1,9 +1,9 @@
 """Remote shards on the local disk: a bounded cache that the processes of a machine share.
 
 What comes next is known, so shards are downloaded ahead in that order, and the one whose next use
-is farthest makes room. This works well while the ranks of a machine move together: each deletes
-by its own position. Ranks far apart would delete what the others need, and download it again; the
-bytes they read would be right all the same.
+is farthest makes room. Each rank deletes by its own position, which works well while the ranks of a
+machine are about equally far. Ranks far apart would delete what the others need, and download it
+again; what they read would be right all the same.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.remote_source import Stopped
 
 POSITION_POLL_SECONDS = 0.05
-# Looking through a folder of many thousand shards takes a while, and the others wait meanwhile.
+# Looking through a folder of many thousand shards takes a while, and other processes wait for it.
 REST_PER_LOOK, LONGEST_REST_SECONDS = 20.0, 1.0
 REST_AFTER_FAILURE_SECONDS = 10.0
-# A download through a library that cannot be interrupted is left to the end of the process.
+# A download through a library that cannot be interrupted ends with the process.
 CLOSE_WAIT_SECONDS = 5.0
 _KEY = "data.cache_gigabytes"
 
@@ -63,20 +63,20 @@ class ShardCache:
         self._reader_ahead = _ReaderAhead(self._files)
         # Runs at close(), or when the cache is forgotten.
         self._close = weakref.finalize(self, self._reader_ahead.end)
-        # When the interpreter ends, before fsspec takes the connections away, which it does by
-        # finalizers younger than ours: a download in the thread would take that for a failure.
+        # When the interpreter ends, fsspec closes the connections by finalizers that run before
+        # ours, and a download in the thread would take that for a failure: so it ends earlier.
         atexit.register(self._reader_ahead.end)
 
     def path(self, remote: RemoteFolder, entry: ShardEntry) -> Path:
         """The file of a shard on this machine, downloaded first if need be.
 
-        Open it at once. Should another process have deleted it by then, ask again.
+        Open it at once. If another process has deleted it by then, call this again.
 
         Raises:
             UserError: the shard cannot fit, is not at its address, or access is refused.
             RunError: it could not be downloaded, or the disk is full.
             RuntimeError: the cache is closed.
-            Exception: what `upcoming` of `follow` ran into.
+            Exception: whatever `upcoming` of `follow` raised.
         """
         self._require_room(entry)
         try:
@@ -105,9 +105,9 @@ class ShardCache:
 
         Args:
             upcoming: gives the shards by their next use from the reader's position on, each once,
-                those in use now first. What is not among them is never needed again. It is called
-                from the thread and inside `path`, so it must not wait for a lock that is held
-                while `path` is called.
+                those in use now first. Other shards are never needed again. It is called from the
+                thread and inside `path`, so it must not wait for a lock that is held while `path`
+                is called.
 
         Raises:
             RuntimeError: the cache is closed.
@@ -168,7 +168,7 @@ class _ReaderAhead:
             except (RunError, UserError) as error:
                 print(f"reading ahead: {error} It is tried again.", file=sys.stderr, flush=True)
                 self._files.closed.wait(REST_AFTER_FAILURE_SECONDS)
-            except Exception as error:  # a bug: the reader gets it
+            except Exception as error:  # a bug: `path` raises it to the reader
                 self.failure = error
                 return
             rest = REST_PER_LOOK * (time.monotonic() - began)

@@ -1,7 +1,7 @@
-"""The files of a shard cache: whole, checked, and together never above a limit.
+"""The files of a shard cache: complete, checked, and together never above a limit.
 
-A shard is a file named by its sha256. While it is downloaded, it is a claimed temporary file that
-takes its full size at once. Room is made under one lock, by deleting the shard whose next use is
+A shard is a file named by its sha256. Its download goes to a claimed temporary file, which takes
+its full size at once. Room is made under one lock, by deleting the shard whose next use is
 farthest. A deleted file stays readable where it is mapped.
 """
 
@@ -27,8 +27,8 @@ from gpt2_ds.files.remote_source import Stopped
 
 Order = Sequence[tuple[RemoteFolder, ShardEntry]]
 LOCK_FILE = "room.lock"
-# Of the room, for shards read ahead in the place of ones that will be needed again. More would
-# mean more downloads: what is read ahead sits unused where something could be kept for later.
+# Of the room, for shards read ahead in the place of ones that will be needed again. A larger share
+# would mean more downloads: it is room for shards that could be kept for their next use.
 AHEAD_SHARE = 0.5
 POLL_SECONDS = 0.01
 _SHARD_FILE = re.compile(r"[0-9a-f]{64}\.(bin|npy)(\.tmp)?")
@@ -43,7 +43,7 @@ def file_name(entry: ShardEntry) -> str:
 
 
 class CacheFolder:
-    """One process's hands on the folder that it shares with others.
+    """The folder, as one of the processes that share it sees it.
 
     Args:
         folder: on a local disk.
@@ -90,7 +90,7 @@ class CacheFolder:
             if short:
                 self._want_room(-1)
         self._asked.add(path.name)
-        with suppress(OSError):  # evicted in this moment, or another user's
+        with suppress(OSError):  # deleted in this moment, or another user's
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return path
 
@@ -108,9 +108,8 @@ class CacheFolder:
             RunError: as for `obtain`.
         """
         self._give_way.clear()
-        if (
-            self._short_of_room or self.closed.is_set()
-        ):  # looked at after clearing: both set it again
+        # Looked at after clearing: both set it again.
+        if self._short_of_room or self.closed.is_set():
             return False
         present = {path.name for path in self.folder.iterdir()}
         self._asked &= present
@@ -171,7 +170,7 @@ class CacheFolder:
             remote.download_into(file, temporary, entry.file, entry.bytes, entry.sha256, stop)
             # Not synced: after a crash of the machine, its hash is checked before it is used.
             self._checked[path.name] = _identity(file.fileno())
-            # Under the lock: one who counts the files in this moment would miss this one.
+            # Under the lock: a process that counts the files in this moment would miss this one.
             with self._room_lock(), writing(path, entry.bytes):
                 temporary.rename(path)
         return "done"
@@ -179,7 +178,7 @@ class CacheFolder:
     def _make_room(
         self, file: FileIO, temporary: Path, n_bytes: int, order: Order, limit: int
     ) -> bool:
-        """Take room for a download, from shards whose next use is `limit` in the order or later."""
+        """Make room for a download: delete shards that are next used at `limit` or later."""
         with self._room_lock():
             shards = self._shards(besides=temporary.name)
             needed = sum(shard.st_size for shard in shards.values()) + n_bytes - self.max_bytes
@@ -231,7 +230,7 @@ def _identity(descriptor: int) -> tuple[int, ...]:
 def _victims(
     shards: dict[str, os.stat_result], order: Order, limit: int, pinned: Container[str]
 ) -> list[str]:
-    """What may be deleted, the first first: farthest next use, then longest unused."""
+    """What may be deleted, in this order: farthest next use, then longest unused."""
     # Two sources may hold the same shard: the first use counts.
     uses = reversed(list(enumerate(order)))
     next_use = {file_name(entry): position for position, (_, entry) in uses}

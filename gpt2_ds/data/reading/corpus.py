@@ -87,7 +87,7 @@ class Corpus:
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     def verify(self, part: int, parts: int, heartbeat: Heartbeat = UNHEARD) -> None:
-        """Compare the shards on this machine with their manifests; streamed ones are when fetched.
+        """Compare the local shards with their manifests; streamed ones are checked when fetched.
 
         Args:
             part: 0..parts-1; the ranks of a run share the work.
@@ -106,14 +106,14 @@ class Corpus:
 
         Args:
             seed: of the order.
-            skipped: samples left out, (first, one behind the last) of each range.
+            skipped: ranges of samples: (first, one behind the last) of each.
         """
         sources, mixture = self.data.sources or {}, None
         if sources:
             phases = [Phase(0, tuple(source.weight for source in sources.values()))]
             for phase in self.data.phases:
                 first_sample = phase.from_tokens // self.data.seq_length
-                phases.append(Phase(first_sample, tuple(phase.weights[n] for n in sources)))
+                phases.append(Phase(first_sample, tuple(phase.weights[name] for name in sources)))
             mixture = Mixture(phases)
         splits = {name: dataset.split("train") for name, dataset in self.datasets.items()}
         for name, split in splits.items():
@@ -152,7 +152,7 @@ class Corpus:
         self.cache.follow(streamed)
 
     def close(self) -> None:
-        """End what fetches ahead."""
+        """End reading ahead."""
         if self.cache is not None:
             self.cache.close()
 
@@ -187,10 +187,10 @@ class Corpus:
 
     @property
     def needed_cache_bytes(self) -> int:
-        """What has to be in the cache at one time, so that nothing is fetched twice for want of it.
+        """What must be in the cache at one time, so that nothing is fetched twice for want of room.
 
-        That is all of validation, and of training a shard a lane, the largest ones, and one that
-        is fetched ahead; or all where there are no lanes.
+        That is all of validation and, of training, a shard a lane and one that is fetched ahead,
+        each of the largest; without lanes, all shards.
         """
         needed = 0
         for name in self.remotes:

@@ -69,7 +69,7 @@ class TokenLoader:
         self._reading = reading
         self._queue: queue.Queue[Chunk | Exception] = queue.Queue(maxsize=prefetch)
         self.micro_batch_size = micro_batch_size
-        self._chunk: Chunk = torch.empty(0)  # what is left of it
+        self._chunk: Chunk = torch.empty(0)  # what is still unread of it
         stop = threading.Event()
         # The current CUDA device belongs to a thread: without it, pinning opens device 0.
         device = torch.cuda.current_device() if pin_memory else None
@@ -214,7 +214,7 @@ def validation_batches(
 
     The windows are spread evenly over the split and are the same set for every world size. Every
     rank gets the same number of batches, because a forward pass may be collective; rows beyond
-    `n_valid` are a repeated window, to be left out of the sums.
+    `n_valid` are a repeated window, which must not be in the sums.
 
     Args:
         split: what to read.

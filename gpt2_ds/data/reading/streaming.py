@@ -1,4 +1,4 @@
-"""A dataset whose shards are elsewhere: its small files are copied, its shards come when needed."""
+"""A dataset at a remote address: its small files are copied, its shards when they are needed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def open_streamed(remote: RemoteFolder, cache: ShardCache) -> Dataset:
 
 
 def copy_small_files(remote: RemoteFolder, folder: Path) -> None:
-    """Copy the files of a dataset of which its manifest says no hash each: its tokenizer's.
+    """Copy the files of a dataset that have no hash in its manifest: its tokenizer's.
 
     Args:
         remote: the dataset's.
@@ -75,6 +75,6 @@ def copy_small_files(remote: RemoteFolder, folder: Path) -> None:
 
 
 def _write_changed(path: Path, content: bytes) -> None:
-    """Leave a file alone that is right: a running job may be copying it into a checkpoint."""
+    """Write a file, unless it is right: a running job may be copying it into a checkpoint."""
     if not path.exists() or path.read_bytes() != content:
         write_durably(path, [content])

@@ -236,7 +236,7 @@ def test_where_it_came_from(path: Path) -> None:
         "shuffled with seed: 7",
         "skipped: 1,000 empty (a.txt: line 3; a.txt: line 9; ...)",
         "skipped: 1 not_json",
-        "duplicates left out: 1,234",
+        "duplicates skipped: 1,234",
     ]
 
 

@@ -94,6 +94,6 @@ def test_a_world_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError) as refused:
         rank_sample_ids(0, 12, rank=0, world_size=5)
     assert str(refused.value) == (
-        "world size: 5 processes cannot share 12 sequences a step equally. "
+        "world size: 5 does not divide the batch of 12 sequences a step. "
         "Use one of 1, 2, 3, 4, 6, 12 processes."
     )

@@ -1,4 +1,4 @@
-"""Samples that are left out are never read, and all others keep their order."""
+"""Skipped samples are never read, and all others keep their order."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_upcoming_names_every_shard_that_is_read(
 
 
 def test_where_nothing_moves_no_other_lanes_are_fetched() -> None:
-    """16 ranks on 4 machines, 16 lanes; what is left out is a whole number of 16 samples."""
+    """16 ranks on 4 machines, 16 lanes; what is skipped is a whole number of 16 samples."""
 
     def files(skipped: list[tuple[int, int]]) -> int:
         samples = Samples([unread([100] * 64)], seq_length=T, seed=1, lanes=16, skipped=skipped)
@@ -176,6 +176,6 @@ def test_a_broken_list_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         read_skipped(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path}/skipped_samples.json: is no list of ranges of samples ([[first, one behind "
-        "the last], ...]). Restore a copy; without it the run would train on what was left out."
+        f"{tmp_path}/skipped_samples.json: is not a list of ranges of samples ([[first, one behind "
+        "the last], ...]). Restore a copy; without it the run would train on the skipped samples."
     )

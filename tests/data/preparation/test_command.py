@@ -107,7 +107,7 @@ def test_a_killed_preparation_leaves_no_worker_and_no_dataset(tmp_path: Path) ->
         assert time.monotonic() < deadline, alive
         time.sleep(0.05)
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / ".out.partial").exists()  # the same command goes on from there
+    assert (tmp_path / ".out.partial").exists()  # the same command resumes from there
 
 
 def test_text_needs_no_large_library(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_flags_reach_the_result(tmp_path: Path) -> None:
     )
     done = command(*words.split(), stdin=text)
     assert done.returncode == 0, done.stderr
-    assert "duplicates left out: 1\n" in done.stdout
+    assert "duplicates skipped: 1\n" in done.stdout
     source = Dataset.open(out).manifest.source
     assert source is not None
     found = (source.document_separator, source.shuffle_seed, source.duplicates)

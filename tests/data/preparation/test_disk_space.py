@@ -33,7 +33,7 @@ def test_the_next_shard_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = re.fullmatch(
         rf"{tmp_path}/.out.partial: the disk is full: about ([0-9,]+) bytes are still to be "
         r"written, and 10,000 are free. Make room on this disk. Complete shards kept: 40. The same "
-        "command goes on.",
+        "command resumes.",
         str(refused.value),
     )
     assert found, str(refused.value)

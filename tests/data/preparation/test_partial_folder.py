@@ -34,7 +34,7 @@ def stopped(out: Path, source: Path, after: int, **keywords: Any) -> Path:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(units, "write_shard", broken)
-        kept = f"Complete shards kept: {after}. The same command goes on" if after else "begins ag"
+        kept = f"Complete shards kept: {after}. The same command resumes" if after else "begins ag"
         with pytest.raises(RunError, match=kept):
             start(out, source, **keywords)
     return partial_path(out)
@@ -145,9 +145,9 @@ def test_what_changes_no_byte_may_change(tmp_path: Path) -> None:
     bad = tmp_path / "b.jsonl"
     rows = write_rows(tmp_path / "a.jsonl", texts(100)).read_bytes()
     bad.write_bytes(rows + b"{}\n" + rows.replace(b'"text": "', b'"text": "more '))
-    with pytest.raises(UserError, match=r"line 101: no .* kept: 8. The same command goes on"):
+    with pytest.raises(UserError, match=r"line 101: no .* kept: 8. The same command resumes"):
         start(tmp_path / "out", bad)
-    with pytest.raises(UserError, match=r"line 101: no .* kept: 8. The same command goes on"):
+    with pytest.raises(UserError, match=r"line 101: no .* kept: 8. The same command resumes"):
         start(tmp_path / "out", bad, workers=2)
     start(tmp_path / "out", bad, on_bad="skip", workers=2)
     start(tmp_path / "unbroken", bad, on_bad="skip")

@@ -132,7 +132,7 @@ def test_bad_files_of_python_are_no_mistake_of_the_user(
     manifest = prepare_texts(["python-stdlib"], tmp_path / "out", validation_fraction=0)
     assert manifest.source is not None
     assert manifest.source.skipped["empty"].count == 1
-    with pytest.raises(UserError, match=r"empty.py: line 1: an empty document. Leave it out. Or"):
+    with pytest.raises(UserError, match=r"empty.py: line 1: an empty document. Remove it. Or"):
         prepare_texts([tmp_path / "lib"], tmp_path / "new")
 
 
@@ -223,7 +223,7 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         prepare_texts([path], tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    prepare_texts([path], tmp_path / "out", workers=2)  # the same call goes on
+    prepare_texts([path], tmp_path / "out", workers=2)  # the same call resumes
 
 
 def test_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(units, "write_shard", pressed_in_the_second)
     path = write_rows(tmp_path / "a.jsonl", texts(100))
-    message = "Stopped by Ctrl-C. Complete shards kept: 1. The same command goes on."
+    message = "Stopped by Ctrl-C. Complete shards kept: 1. The same command resumes."
     with pytest.raises(RunError, match=message):
         prepare_texts([path], tmp_path / "out", shard_tokens=5000)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Real processes, really killed: what goes on must give the same bytes as what was not broken."""
+"""Real processes, really killed: what resumes gives the same bytes as what ran in one go."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_standard_input_goes_on(tmp_path: Path) -> None:
     broken = run(b"".join([*lines[:150], b"oops\n"]))
     assert broken.returncode == 2
     assert b"standard input: line 151: not JSON" in broken.stderr
-    assert b"The same command goes on." in broken.stderr
+    assert b"The same command resumes." in broken.stderr
     other = run(rows.replace(b"the", b"THE"))
     assert other.returncode == 2
     assert b"bytes are not those that were read before" in other.stderr

@@ -110,7 +110,7 @@ def test_what_is_asked_for_goes_before_what_is_read_ahead(
     assert cache.path(remote, ENTRIES[1]).read_bytes() == SHARDS[1]  # in the room of 0
     assert time.monotonic() - began < 20
     reader.position = 2
-    until((tmp_path / file_name(ENTRIES[2])).exists)  # and the thread goes on
+    until((tmp_path / file_name(ENTRIES[2])).exists)  # and the thread continues
     cache.close()
 
 

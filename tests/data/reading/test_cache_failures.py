@@ -64,7 +64,7 @@ def test_a_failure_of_reading_ahead_is_met_again_by_the_reader(
     server.fail("/train/1.bin", "flip")
     cache = ShardCache(tmp_path, 6 * N_BYTES)
     cache.follow(Reader(remote, [[0], [1], [2]]).upcoming)
-    until(lambda: server.requests["/train/1.bin"] >= 4)  # it goes on trying
+    until(lambda: server.requests["/train/1.bin"] >= 4)  # it keeps trying
     assert re.search(
         r"^reading ahead: train/1.bin of http.* sha256 .* 2 attempts\. It is tried again\.$",
         capfd.readouterr().err,

@@ -182,7 +182,7 @@ def test_what_the_thread_runs_into_is_raised_by_next(
     with open_loader(split) as loader:
         next(loader)
         next(loader)
-        for _ in range(2):  # and again: it never goes on silently
+        for _ in range(2):  # and again: it never continues silently
             with pytest.raises(OSError, match="stale file handle"):
                 next(loader)
 
