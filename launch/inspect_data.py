@@ -16,14 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt2_ds.config.errors import EXIT_DONE, EXIT_RUN_FAILED, exit_code_of
-from gpt2_ds.data.inspection import difference, inspection, provenance
+from gpt2_ds.data.inspection import difference, fetch, inspection, provenance
 
 COMMANDS = (
     (inspection.verify, "read all, name each damaged file", {"directory": "a dataset"}),
     (inspection.stats, "sizes, lengths of documents, source", {"directory": "a dataset"}),
     (difference.diff, "exit code 1 if the data differs", {"a": "a dataset", "b": "another"}),
     (provenance.where, "shard, offset and text of what a step reads", {}),
-    (inspection.fetch, "copy a dataset, checking it", {"address": "its folder: s3://, https://"}),
+    (fetch.fetch, "copy a dataset, checking it", {"address": "its folder: s3://, https://"}),
 )
 
 
@@ -44,7 +44,7 @@ def main() -> int:
     where("--step", type=int, required=True, metavar="N", help="optimizer step; 1 is the first")
     where("--set", action="append", default=[], metavar="KEY=VALUE", help="as for training")
     where("--characters", type=int, default=200, metavar="N", help="of each text; 0: all (200)")
-    add_to["fetch"]("--out", required=True, metavar="DIR", help="where it goes")
+    add_to["fetch"]("--out", type=Path, required=True, metavar="DIR", help="where it goes")
     options = vars(parser.parse_args())
     report = options.pop("run")(**options)
     print(*report.lines, sep="\n")

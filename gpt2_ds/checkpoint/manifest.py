@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gpt2_ds.config.errors import RunError, user_error, warn
 from gpt2_ds.config.recipe_file import LoadedRecipe, load_stored
 from gpt2_ds.config.same_run import fingerprint, refuse_other
-from gpt2_ds.files.durable_file import sha256_of
+from gpt2_ds.files.checksum import sha256_of
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 MANIFEST = "manifest.json"

@@ -21,12 +21,12 @@ from gpt2_ds.checkpoint.manifest import (
 from gpt2_ds.config.errors import RunError, user_error, warn
 from gpt2_ds.config.recipe_file import LoadedRecipe, parse_stored
 from gpt2_ds.config.run_plan import RunPlan
-from gpt2_ds.files.claimed_file import writing
 from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import RemoteFolder, Wording, WrongBytes
 from gpt2_ds.files.remote_source import Stopped, redacted
 from gpt2_ds.files.tree import ExpectedFile, fetch_files, in_parallel, missing_files
+from gpt2_ds.files.trouble import writing
 from gpt2_ds.parallel.agreement import by_rank_0
 
 UPLOADING = "uploading.json"  # the manifest of an upload that has begun

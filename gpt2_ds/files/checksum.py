@@ -6,6 +6,8 @@ import hashlib
 import zlib
 from pathlib import Path
 
+from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
+
 BLOCK_BYTES = 2**20
 
 
@@ -51,3 +53,18 @@ def checksum_of(path: Path) -> Checksum:
         while data := file.read(4 * BLOCK_BYTES):
             checksum.update(data)
     return checksum
+
+
+def sha256_of(path: Path, heartbeat: Heartbeat = UNHEARD) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    Args:
+        path: of the file.
+        heartbeat: of the reading; beats with each MiB.
+    """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while n_bytes := file.readinto(buffer):
+            digest.update(buffer[:n_bytes])
+            heartbeat.beat()
+    return digest.hexdigest()

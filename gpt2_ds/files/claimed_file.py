@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from gpt2_ds.config.errors import RunError
-from gpt2_ds.files.trouble import write_fault
+from gpt2_ds.files.trouble import writing
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -81,23 +80,3 @@ def write_all(file: FileIO, path: Path, data: bytes) -> None:
     with writing(path, len(data)):
         while view:
             view = view[file.write(view) :]
-
-
-@contextmanager
-def writing(path: Path, n_bytes: int, other: str = "") -> Iterator[None]:
-    """A failure to write inside the block becomes a `RunError` that says what the disk refused.
-
-    Args:
-        path: what is written.
-        n_bytes: that are needed.
-        other: the option or key that names another place; "": there is none.
-
-    Raises:
-        RunError: in place of an OSError; of a full disk, with what is needed and what is free.
-    """
-    try:
-        yield
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise RunError(str(write_fault(path, error, n_bytes=n_bytes, other=other))) from error

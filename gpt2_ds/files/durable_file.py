@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 
 
 def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -41,18 +38,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_of(path: Path, heartbeat: Heartbeat = UNHEARD) -> str:
-    """The sha256 of a file, in hexadecimal.
-
-    Args:
-        path: of the file.
-        heartbeat: of the reading; beats with each MiB.
-    """
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while n_bytes := file.readinto(buffer):
-            digest.update(buffer[:n_bytes])
-            heartbeat.beat()
-    return digest.hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
@@ -35,12 +34,8 @@ class ProgressBar:
         """Itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.close()
 
@@ -71,7 +66,7 @@ class ProgressBar:
 
     def finish(self) -> None:
         """Print a last line in place of the bar."""
-        self.__exit__(None, None, None)
+        self.__exit__()
         print(self, file=sys.stderr, flush=True)
 
     @property

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2_ds.config.errors import RunError, UserError, user_error, warn
-from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, write_all, writing
+from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, write_all
 from gpt2_ds.files.durable_file import sync
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_source import RemoteFault, RemoteSource, Stopped, fault_of, redacted
+from gpt2_ds.files.trouble import writing
 
 MAX_READ_BYTES = 64 * 2**20
 LONGEST_DELAY_SECONDS = 30.0

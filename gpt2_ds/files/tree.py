@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.files.claimed_file import writing
-from gpt2_ds.files.durable_file import naming, sha256_of
+from gpt2_ds.files.checksum import sha256_of
+from gpt2_ds.files.durable_file import naming
 from gpt2_ds.files.heartbeat import UNHEARD, Heartbeat
 from gpt2_ds.files.remote_files import RemoteFolder
-from gpt2_ds.files.trouble import advice, file_trouble, no_room
+from gpt2_ds.files.trouble import advice, file_trouble, no_room, writing
 
 WORKERS = 4
 TELL_SECONDS = 0.5
@@ -42,7 +42,6 @@ class ExpectedFile:
 def missing_files(
     folder: Path,
     files: Sequence[ExpectedFile],
-    workers: int = WORKERS,
     heartbeat: Heartbeat = UNHEARD,
 ) -> list[ExpectedFile]:
     """The files that the folder lacks, or that are wrong in it; checks that its disk has room.
@@ -50,7 +49,6 @@ def missing_files(
     Args:
         folder: must exist.
         files: that should be in it.
-        workers: files that are hashed at a time.
         heartbeat: of the reading.
 
     Raises:
@@ -62,7 +60,7 @@ def missing_files(
         if not _is_whole(folder / file.name, file, heartbeat):
             missing.add(file)
 
-    in_parallel(look, files, workers)
+    in_parallel(look, files, WORKERS)
     needed, usage = sum(file.n_bytes for file in missing), shutil.disk_usage(folder)
     if needed > usage.free and usage.total > 0:  # in front of a bucket, some say 0 of 0
         full = no_room(f"{needed:,} bytes are needed", usage.free)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt2_ds.config.errors import Fault
+from gpt2_ds.config.errors import Fault, RunError
 
 _NOT_WRITABLE = "Make the folder writable"
 FILE_TROUBLES = {
@@ -78,6 +79,26 @@ def write_fault(where: Path, error: OSError, *, n_bytes: int = 0, other: str = "
             free_bytes = shutil.disk_usage(where.parent).free
             what = no_room(f"{n_bytes:,} bytes are needed", free_bytes)
     return Fault(str(where), what, advice(error.errno, other))
+
+
+@contextmanager
+def writing(path: Path, n_bytes: int, other: str = "") -> Iterator[None]:
+    """A failure to write inside the block becomes a `RunError` that says what the disk refused.
+
+    Args:
+        path: what is written.
+        n_bytes: that are needed.
+        other: the option or key that names another place; "": there is none.
+
+    Raises:
+        RunError: in place of an OSError; of a full disk, with what is needed and what is free.
+    """
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise RunError(str(write_fault(path, error, n_bytes=n_bytes, other=other))) from error
 
 
 def no_room(needed: str, free_bytes: int) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpt2_ds.config.errors import RunError
-from gpt2_ds.files.claimed_file import allocate, claimed, write_all, writing
+from gpt2_ds.files.claimed_file import allocate, claimed, write_all
+from gpt2_ds.files.trouble import writing
 
 
 def test_one_at_a_time_has_it_and_it_is_gone_afterwards(tmp_path: Path) -> None:

@@ -19,8 +19,15 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from gpt2_ds.config.errors import user_error
-from gpt2_ds.data.format.manifest import Layout
-from gpt2_ds.data.format.shards import FORMATS, HEADER_BYTES, NO_TOKENIZER, ShardHeader, read_header
+from gpt2_ds.data.format.manifest import Layout, ShardEntry
+from gpt2_ds.data.format.shards import (
+    FORMATS,
+    HEADER_BYTES,
+    NO_TOKENIZER,
+    ShardHeader,
+    map_tokens,
+    read_header,
+)
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_TYPES = ("<u2", "<u4", "<i4")
@@ -72,6 +79,15 @@ def read_layout(path: Path, layout: Layout) -> ShardHeader:
         _check_size(path, header, "its header says")
         return header
     return _read_megatron(path).header
+
+
+def tokens_of(path: Path, entry: ShardEntry) -> npt.NDArray[np.integer[Any]]:
+    """All tokens of the shard at `path`: (n_tokens,), memory-mapped.
+
+    Raises:
+        UserError: as `read_layout`.
+    """
+    return map_tokens(path, read_layout(path, entry.layout))
 
 
 def token_offset(path: Path, layout: Layout) -> int:

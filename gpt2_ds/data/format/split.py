@@ -37,8 +37,10 @@ class Split:
         entries: of its shards in the manifest, in order.
         dtype: of the tokens.
         locate: gives the file of a shard on this machine; may fetch it first.
-        max_open_shards: mapped at a time. What is mapped keeps its place on the disk, deleted or
-            not.
+
+    Attributes:
+        max_open_shards: mapped at a time. What is mapped keeps its place on the disk, even if it
+            is deleted.
     """
 
     def __init__(
@@ -47,12 +49,11 @@ class Split:
         entries: Sequence[ShardEntry],
         dtype: str,
         locate: Callable[[ShardEntry], Path],
-        max_open_shards: int = MAX_OPEN_SHARDS,
     ) -> None:
         self.name = name
         self.entries = tuple(entries)
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.max_open_shards = max_open_shards
+        self.max_open_shards = MAX_OPEN_SHARDS
         self._locate = locate
         self._maps: OrderedDict[int, Tokens] = OrderedDict()
         self._lock = threading.Lock()  # the read-ahead thread and the main one may both read

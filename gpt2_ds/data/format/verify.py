@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2_ds.config.errors import Fault, UserError
-from gpt2_ds.data.format.layouts import read_layout
+from gpt2_ds.data.format.layouts import tokens_of
 from gpt2_ds.data.format.manifest import ShardEntry
-from gpt2_ds.data.format.shards import REMAKE, map_tokens
-from gpt2_ds.files.checksum import BLOCK_BYTES, Checksum, checksum_of
-from gpt2_ds.files.durable_file import sha256_of
+from gpt2_ds.data.format.shards import REMAKE
+from gpt2_ds.files.checksum import BLOCK_BYTES, Checksum, checksum_of, sha256_of
 
 PIECE_TOKENS = 2**22  # looked at in one go
 
@@ -33,7 +32,7 @@ def verify_shard(path: Path, entry: ShardEntry, *, n_vocab: int | None = None) -
     """
     faults = list(_differences(path, entry))
     if not faults and n_vocab is not None:
-        tokens = map_tokens(path, read_layout(path, entry.layout))
+        tokens = tokens_of(path, entry)
         if (offset := first_beyond(tokens, n_vocab)) is not None:
             faults.append(beyond_fault(path, tokens, offset, n_vocab))
     if faults:

@@ -11,9 +11,11 @@ import numpy as np
 
 from gpt2_ds.config.numbers import counted
 from gpt2_ds.data.format.dataset import Dataset
+from gpt2_ds.data.format.layouts import tokens_of
 from gpt2_ds.data.format.manifest import SplitName
+from gpt2_ds.data.format.split import Tokens
 from gpt2_ds.data.format.verify import PIECE_TOKENS
-from gpt2_ds.data.inspection.inspection import Report, Tokens, about, tokens_of
+from gpt2_ds.data.inspection.inspection import Report, about
 
 TOKENS_AROUND = 10
 

@@ -9,20 +9,22 @@ from gpt2_ds.config.errors import RunError, UserError, user_error
 from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY
 from gpt2_ds.data.format.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from gpt2_ds.data.format.tokenizer import Tokenizer
+from gpt2_ds.data.inspection.inspection import Report
 from gpt2_ds.data.reading.streaming import copy_small_files
-from gpt2_ds.files.claimed_file import claimed, writing
+from gpt2_ds.files.claimed_file import claimed
 from gpt2_ds.files.durable_file import sync, write_durably
 from gpt2_ds.files.progress_bar import ProgressBar
 from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.tree import WORKERS, ExpectedFile, fetch_files, missing_files
+from gpt2_ds.files.trouble import writing
 
 # The manifest, under this name until all else is there: an incomplete copy is not a dataset.
 PARTIAL_FILE = "manifest.json.part"
 LOCK_FILE = ".fetch.tmp"
 
 
-def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
-    """Copy the dataset at `address` into the folder `out`.
+def fetch(address: str, out: Path, workers: int = WORKERS) -> Report:
+    """Copy the dataset at `address` into the folder `out`, checking every file.
 
     Interrupted, it resumes when called again: what is there and right stays.
 
@@ -47,10 +49,10 @@ def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
         files = _files(manifest)
         if any((out / file.name).exists() for file in files):
             print(f"{out}: checking the files that are there", file=sys.stderr, flush=True)
-        missing = missing_files(out, files, workers)
+        missing = missing_files(out, files)
         if (out / MANIFEST_FILE).exists() and not missing and _tokenizer_fits(out, manifest):
             print(f"{out}: the whole of {remote.address} is there", file=sys.stderr, flush=True)
-            return
+            return Report([f"{out} is ready"])
         if not (out / MANIFEST_FILE).exists():
             with writing(out / PARTIAL_FILE, len(raw)):
                 write_durably(out / PARTIAL_FILE, [raw])
@@ -62,6 +64,7 @@ def fetch(address: str, out: Path, workers: int = WORKERS) -> None:
             if (out / PARTIAL_FILE).exists():
                 (out / PARTIAL_FILE).rename(out / MANIFEST_FILE)
             sync(out)
+    return Report([f"{out} is ready"])
 
 
 def _files(manifest: Manifest) -> list[ExpectedFile]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gpt2_ds.config.errors import Fault, UserError, user_error
 from gpt2_ds.config.numbers import counted
 from gpt2_ds.data.format.dataset import TOKENIZER_DIRECTORY, Dataset
-from gpt2_ds.data.format.layouts import megatron_documents, read_layout
+from gpt2_ds.data.format.layouts import megatron_documents, tokens_of
 from gpt2_ds.data.format.manifest import (
     MANIFEST_FILE,
     InputEntry,
@@ -27,7 +27,7 @@ from gpt2_ds.data.format.manifest import (
     SplitName,
     read_manifest,
 )
-from gpt2_ds.data.format.shards import map_tokens
+from gpt2_ds.data.format.split import Tokens
 from gpt2_ds.data.format.tokenizer import RANKS_FILE, TOKENIZER_FILE, Tokenizer
 from gpt2_ds.data.format.verify import PIECE_TOKENS, verify_shard
 from gpt2_ds.data.preparation.progress import DocumentBar
@@ -36,8 +36,6 @@ SAMPLE_CHARACTERS = 200
 SAMPLE_SEED = 0
 BAR_CHARACTERS = 40
 NAMED_FILES = 10
-
-Tokens = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -237,11 +235,6 @@ def _documents(dataset: Dataset, entry: ShardEntry) -> tuple[Tokens, npt.NDArray
     return tokens, np.concatenate([np.empty(0, np.int64), *starts])
 
 
-def tokens_of(path: Path, entry: ShardEntry) -> Tokens:
-    """All tokens of the shard at `path`: (n_tokens,), memory-mapped."""
-    return map_tokens(path, read_layout(path, entry.layout))
-
-
 def _length_lines(lengths: Counter[int]) -> Iterator[str]:
     """Of documents by length in tokens."""
     if not lengths:
@@ -287,20 +280,3 @@ def _sample_lines(dataset: Dataset, n_documents: list[int], n_samples: int) -> I
         ids = tokens[begin : min(end, begin + 4 * SAMPLE_CHARACTERS + 1)]
         text = dataset.tokenizer.decode(ids[ids != dataset.tokenizer.eot_token])
         yield f"{entry.file}, token {begin:,}: {text[:SAMPLE_CHARACTERS]!r}"
-
-
-def fetch(address: str, out: Path | str) -> Report:
-    """Copy a dataset from a remote address, checking every file.
-
-    Args:
-        address: of its folder.
-        out: a folder of this machine.
-
-    Raises:
-        UserError: there is no dataset at the address, or `out` cannot take it.
-        RunError: the copy failed.
-    """
-    from gpt2_ds.data.inspection.fetch import fetch as copy  # which the others need not load
-
-    copy(address, Path(out))
-    return Report([f"{out} is ready"])

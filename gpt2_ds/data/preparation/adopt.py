@@ -30,8 +30,8 @@ from gpt2_ds.data.format.shards import NO_TOKENIZER, ShardHeader, map_tokens, re
 from gpt2_ds.data.format.tokenizer import Tokenizer
 from gpt2_ds.data.format.verify import PIECE_TOKENS, beyond_fault, first_beyond
 from gpt2_ds.data.preparation.progress import DocumentBar
-from gpt2_ds.files.checksum import Checksum
-from gpt2_ds.files.durable_file import sha256_of, sync
+from gpt2_ds.files.checksum import Checksum, sha256_of
+from gpt2_ds.files.durable_file import sync
 
 SUFFIXES = (".bin", ".npy")
 # In fineweb_val_000000.bin and validation/, but not in medieval.bin or values.npy.

@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 READ_BYTES = 2**16
 LOOK_AHEAD_BYTES = 2**20
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it first
 
 
 class DamagedError(Exception):
@@ -92,7 +92,7 @@ class ByteStream:
             self._unread = piece + more
             if not more:
                 break
-        return self._unread.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        return self._unread.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
 
 
 @contextmanager
@@ -117,9 +117,9 @@ def open_stream(file: Path) -> Iterator[ByteStream]:
             yield ByteStream(raw.read, raw.tell, raw.seek)
 
 
-def standard_input(source: BinaryIO | None = None) -> ByteStream:
+def standard_input() -> ByteStream:
     """What comes in by a pipe."""
-    stream = source or sys.stdin.buffer
+    stream = sys.stdin.buffer
     read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
     return ByteStream(read, lambda: 0)
 

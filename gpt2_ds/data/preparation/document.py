@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 # A text of this size has to be in memory as a whole, several times.
@@ -56,9 +57,19 @@ def checked_text(value: object, where: str, input_bytes: int, place: Place) -> D
         return Bad("lone_surrogate", where, what, "Mend the text.", input_bytes)
     if len(data) > MAX_DOCUMENT_BYTES:
         return too_long(where, input_bytes)
-    if not value or value.isspace():
+    return filled(value, data, where, input_bytes, place)
+
+
+def filled(text: str, data: bytes, where: str, input_bytes: int, place: Place) -> Document | Bad:
+    """A text and its UTF-8 as a document, unless it is empty."""
+    if not text or text.isspace():
         return Bad("empty", where, "an empty document", "Remove it.", input_bytes)
     return Document(data, input_bytes, place)
+
+
+def no_field(text_field: str, names: Iterable[str], kind: str = "field") -> str:
+    """What to say of rows without the text's field or column, when they have `names`."""
+    return f"no {kind} {text_field!r}; there are {', '.join(map(repr, names)) or 'none'}"
 
 
 def too_long(where: str, input_bytes: int) -> Bad:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpt2_ds.data.order.permutation import feistel, round_keys
+
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Lengths = npt.NDArray[np.int64]
 # Documents whose tokens are moved at once: an array object each, of a hundred bytes.
@@ -92,23 +94,13 @@ def chosen_documents(
     return tokens[np.repeat(chosen, lengths)], lengths[chosen]
 
 
-def shuffle_key(seed: int, unit: int) -> npt.NDArray[np.uint64]:
-    """The round keys of the order of one unit's documents: (8,) uint64."""
-    from gpt2_ds.data.order.permutation import round_keys
-
-    return round_keys(f"shuffle {seed} {unit}")
-
-
 def shuffled(tokens: Tokens, lengths: Lengths, seed: int, unit: int) -> tuple[Tokens, Lengths]:
     """The documents in an order that depends on the seed and the unit.
 
     Document `order[i]` comes at place i, with `order` the permutation of the key.
     """
-    # 0.1 s, for the recipe's schema, that each worker process would wait for at its start.
-    from gpt2_ds.data.order.permutation import feistel
-
     n = len(lengths)
-    order = feistel(np.arange(n), n, shuffle_key(seed, unit))
+    order = feistel(np.arange(n), n, round_keys(f"shuffle {seed} {unit}"))
     starts, moved = starts_of(lengths), np.empty_like(tokens)
     filled = 0
     for first in range(0, n, DOCUMENTS_AT_ONCE):

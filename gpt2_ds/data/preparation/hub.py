@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2_ds.config.errors import RunError, UserError, user_error
-from gpt2_ds.data.preparation.document import RENAMED, Bad, Document, Place, checked_text
+from gpt2_ds.data.preparation.document import RENAMED, Bad, Document, Place, checked_text, no_field
 
 if TYPE_CHECKING:
     import datasets
@@ -85,7 +85,7 @@ def hub_documents(
                 state, n_after = opened.state_dict(), 0
             where = f"hf:{dataset.path}: row {n_rows}"
             if text_field not in row:
-                yield Bad("no_text_field", where, _no_field(text_field, list(row)), RENAMED, 0)
+                yield Bad("no_text_field", where, no_field(text_field, row), RENAMED, 0)
             else:
                 yield checked_text(row[text_field], where, 0, (state, n_after, n_rows))
     except UserError:
@@ -119,12 +119,8 @@ def _opened(dataset: HubDataset, text_field: str) -> datasets.IterableDataset:
     if names is None:
         return opened
     if text_field not in names:
-        raise user_error(f"input hf:{dataset.path}", _no_field(text_field, names), RENAMED)
+        raise user_error(f"input hf:{dataset.path}", no_field(text_field, names), RENAMED)
     return opened.select_columns([text_field])
-
-
-def _no_field(text_field: str, names: list[str]) -> str:
-    return f"no field {text_field!r}; there are {', '.join(map(repr, names)) or 'none'}"
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from gpt2_ds.data.preparation.document import (
     Place,
     checked_text,
     damaged,
+    no_field,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def parquet_documents(file: Path, text_field: str, place: Place | None) -> Itera
             n_rows = source.metadata.num_rows
             names = source.schema_arrow.names
             if text_field not in names:
-                there = ", ".join(map(repr, names)) or "none"
-                what = f"no column {text_field!r}; there are {there}"
+                what = no_field(text_field, names, "column")
                 yield Bad("no_text_field", f"{file}: row 1", what, RENAMED, size)
                 return
             for value in _values(source, text_field, n_read):

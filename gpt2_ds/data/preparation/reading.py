@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from gpt2_ds.config.errors import UserError, user_error
 from gpt2_ds.data.preparation.byte_streams import open_stream, standard_input
 from gpt2_ds.data.preparation.document import Bad, Document, Place
 from gpt2_ds.data.preparation.hub import hub_documents
 from gpt2_ds.data.preparation.parquet import parquet_documents
-from gpt2_ds.data.preparation.sources import STANDARD_INPUT, Input, holds_rows
+from gpt2_ds.data.preparation.sources import STANDARD_INPUT, Input, holds_rows, unreadable
 from gpt2_ds.data.preparation.text_streams import TextReader
 
 
@@ -82,11 +80,4 @@ def _read(
                 reader = TextReader(stream, str(path), place)
                 yield from reader.read(holds_rows(path), text_field, separator)
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    """What to say of a file that cannot be opened or read."""
-    return user_error(
-        str(path), f"cannot be read ({error.strerror})", "Make it readable, or leave it out."
-    )
+        raise unreadable(path, error) from error

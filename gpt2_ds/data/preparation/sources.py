@@ -197,12 +197,13 @@ def _total_bytes(files: Sequence[Path]) -> int:
     try:
         return sum(file.stat().st_size for file in files)
     except OSError as error:
-        raise _unreadable(error) from error
+        raise unreadable(error.filename, error) from error
 
 
-def _unreadable(error: OSError) -> UserError:
+def unreadable(path: Path | str, error: OSError) -> UserError:
+    """What to say of a file that cannot be opened or read."""
     return user_error(
-        str(error.filename),
+        str(path),
         f"cannot be read ({error.strerror})",
         "Make it readable, or leave it out.",
     )

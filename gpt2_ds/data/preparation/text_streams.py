@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gpt2_ds.config.errors import user_error
 from gpt2_ds.data.preparation import document
-from gpt2_ds.data.preparation.byte_streams import ByteStream, DamagedError, Lines
+from gpt2_ds.data.preparation.byte_streams import BYTE_ORDER_MARK, ByteStream, DamagedError, Lines
 from gpt2_ds.data.preparation.document import (
     RENAMED,
     Bad,
@@ -15,10 +15,11 @@ from gpt2_ds.data.preparation.document import (
     Place,
     checked_text,
     damaged,
+    filled,
+    no_field,
     too_long,
 )
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it first
 ONE_OBJECT = "Give one JSON object a line."
 
 
@@ -92,9 +93,7 @@ class TextReader:
         if not isinstance(row, dict):
             return self._bad("not_an_object", f"a JSON {type(row).__name__}", ONE_OBJECT)
         if text_field not in row:
-            there = ", ".join(map(repr, row)) or "none"
-            what = f"no field {text_field!r}; there are {there}"
-            return self._bad("no_text_field", what, RENAMED)
+            return self._bad("no_text_field", no_field(text_field, row), RENAMED)
         where = self._where(self._n_lines)
         return checked_text(row[text_field], where, self._input_bytes(), self._place())
 
@@ -129,10 +128,7 @@ class TextReader:
         text = self._decoded(data, first_line)
         if isinstance(text, Bad):
             return text
-        if not text or text.isspace():
-            where, what = self._where(first_line), "an empty document"
-            return Bad("empty", where, what, "Remove it.", self._input_bytes())
-        return Document(data, self._input_bytes(), self._place())
+        return filled(text, data, self._where(first_line), self._input_bytes(), self._place())
 
     def _decoded(self, data: bytes, first_line: int) -> str | Bad:
         try:

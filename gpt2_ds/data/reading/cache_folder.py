@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2_ds.data.format.manifest import ShardEntry
-from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed, writing
+from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed
 from gpt2_ds.files.remote_files import RemoteFolder
 from gpt2_ds.files.remote_source import Stopped
+from gpt2_ds.files.trouble import writing
 
 Order = Sequence[tuple[RemoteFolder, ShardEntry]]
 LOCK_FILE = "room.lock"

@@ -6,7 +6,6 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -126,12 +125,7 @@ class TokenLoader:
         """Itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
 

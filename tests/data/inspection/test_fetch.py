@@ -80,9 +80,7 @@ def test_an_adopted_dataset_is_copied_with_its_own_kind_of_index(tmp_path: Path)
     Dataset.open(tmp_path / "out").verify()
 
 
-def test_a_copy_that_was_broken_off_goes_on(
-    server: FaultServer, source: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_copy_resumes(server: FaultServer, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     server.fail("/train/shard-00001.bin", "drop")
     with pytest.raises(RunError, match=r"^train/shard-00001.bin of http.*, at the last of 2"):

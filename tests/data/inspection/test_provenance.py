@@ -82,7 +82,7 @@ def test_it_is_what_training_reads(data: Path, tmp_path: Path) -> None:
     assert [line[4:] for line in lines if not line.startswith("sample ")] == texts
 
 
-def test_what_the_run_leaves_out_is_left_out(data: Path, tmp_path: Path) -> None:
+def test_samples_that_the_run_skips_are_skipped(data: Path, tmp_path: Path) -> None:
     plan = small_plan(data, tmp_path / "run")
     plain = "\n".join(line for step in (1, 2, 3) for line in step_samples(plan, step, 0))
     plan.run_dir.mkdir()

@@ -54,7 +54,7 @@ def test_shares_of_four_decimals_are_exact() -> None:
     assert places([82.12, 10, 7.88]).tolist() == [8212, 1000, 788]
 
 
-def test_a_phase_goes_on_where_the_one_before_stopped() -> None:
+def test_a_phase_continues_where_the_one_before_stopped() -> None:
     mixture = Mixture([Phase(0, (1.0, 1.0)), Phase(100, (0.0, 1.0)), Phase(200, (1.0, 0.0))])
     source, index = mixture.locate(np.array([99, 100, 199, 200, 10**6]))
     assert source.tolist() == [1, 1, 1, 0, 0]

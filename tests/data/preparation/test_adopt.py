@@ -139,7 +139,7 @@ def test_the_order_is_that_of_names_train_first(tmp_path: Path) -> None:
     assert files == ["B.bin", "b/1.bin", "b/2.bin", "c.bin", "a_val.bin", "b_val.bin"]
 
 
-def test_what_is_no_shard_is_left_out(tmp_path: Path) -> None:
+def test_what_is_not_a_shard_is_skipped(tmp_path: Path) -> None:
     bin_llm_c(tmp_path)
     write_llm_c(tmp_path / ".cache" / "x.bin", VALIDATION)
     write_llm_c(tmp_path / ".hidden.bin", VALIDATION)

@@ -54,7 +54,7 @@ def test_a_file_that_is_something_else(tmp_path: Path, name: str) -> None:
     assert bad.fix == "Fetch the file again."
 
 
-def test_standard_input_goes_on_where_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_resumes_where_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     data = rows_of([str(i) * 3000 for i in range(100)])
     pipe_in(data, monkeypatch)
     items = items_of("-")

@@ -83,7 +83,7 @@ def test_a_local_dataset(tmp_path: Path, dataset: Path) -> None:
         prepare_texts([name], tmp_path / "new", config="en", revision="v1")
 
 
-def test_reading_goes_on_after_any_row(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_resumes_after_any_row(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "STATE_ROWS", 64)
     opened = HubDataset(str(dataset), "en", "train", None)
     items = read(opened)
@@ -128,7 +128,7 @@ def test_what_it_has_not(tmp_path: Path, dataset: Path) -> None:
             read(opened, field)
 
 
-def test_reading_that_fails_can_go_on(tmp_path: Path, dataset: Path) -> None:
+def test_reading_that_fails_can_resume(tmp_path: Path, dataset: Path) -> None:
     damaged = dataset / "data" / "train-1.parquet"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-100])

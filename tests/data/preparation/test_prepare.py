@@ -277,7 +277,7 @@ def test_a_dataset_that_is_there_needs_no_lock(tmp_path: Path) -> None:
     assert not (tmp_path / ".out.lock").exists()
 
 
-def test_a_run_that_makes_its_data_goes_on_too(tmp_path: Path) -> None:
+def test_a_run_that_makes_its_data_resumes_too(tmp_path: Path) -> None:
     """Training holds a lock of its own around all of it, and it may be killed in between."""
     source, out = write_rows(tmp_path / "a.jsonl", texts(100)), tmp_path / "out"
 

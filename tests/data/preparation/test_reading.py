@@ -201,7 +201,7 @@ def every_kind(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("separator", [None, "%%"])
-def test_reading_goes_on_after_any_document(tmp_path: Path, separator: str | None) -> None:
+def test_reading_resumes_after_any_document(tmp_path: Path, separator: str | None) -> None:
     paths = every_kind(tmp_path)
     if separator is None:  # an input of many files, or many of one
         paths = [tmp_path]

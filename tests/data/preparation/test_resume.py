@@ -167,7 +167,7 @@ def test_killed_by_the_clock(tmp_path: Path) -> None:
         assert contents(job.out) == unbroken
 
 
-def test_standard_input_goes_on(tmp_path: Path) -> None:
+def test_standard_input_resumes(tmp_path: Path) -> None:
     """The same text has to be given again."""
     rows = write_rows(tmp_path / "a.jsonl", texts(200)).read_bytes()
     out = tmp_path / "out"

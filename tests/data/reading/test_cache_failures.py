@@ -53,7 +53,7 @@ def test_a_shard_larger_than_the_cache_is_refused(remote: RemoteFolder, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_of_reading_ahead_is_met_again_by_the_reader(
+def test_a_failure_of_reading_ahead_is_raised_to_the_reader(
     server: FaultServer,
     remote: RemoteFolder,
     tmp_path: Path,
