@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import atexit
 import math
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt2_ds.config.errors import RunError, UserError, user_error
+from gpt2_ds.config.errors import RunError, UserError, user_error, warn
 from gpt2_ds.data.format.manifest import ShardEntry
 from gpt2_ds.data.reading.cache_folder import CacheFolder, Order, file_name
 from gpt2_ds.files.remote_files import RemoteFolder
@@ -166,7 +165,7 @@ class _ReaderAhead:
                 if self._files.read_ahead(order):
                     continue
             except (RunError, UserError) as error:
-                print(f"reading ahead: {error} It is tried again.", file=sys.stderr, flush=True)
+                warn(f"reading ahead: {error} It is retried.")
                 self._files.closed.wait(REST_AFTER_FAILURE_SECONDS)
             except Exception as error:  # a bug: `path` raises it to the reader
                 self.failure = error

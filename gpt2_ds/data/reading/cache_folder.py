@@ -20,6 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Literal
 
+from gpt2_ds.config.errors import warn
 from gpt2_ds.data.format.manifest import ShardEntry
 from gpt2_ds.files.claimed_file import TEMPORARY_SUFFIX, allocate, claimed
 from gpt2_ds.files.remote_files import RemoteFolder
@@ -145,11 +146,7 @@ class CacheFolder:
         if got == entry.sha256:
             self._checked[name] = identity
             return True
-        print(
-            f"{path}: damaged: sha256 {got}; deleted, and downloaded again: {entry.file}",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"{path}: damaged: sha256 {got}; deleted, and downloaded again: {entry.file}")
         path.unlink(missing_ok=True)
         return False
 

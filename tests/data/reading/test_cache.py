@@ -145,7 +145,7 @@ def test_a_file_from_before_is_checked_once_and_replaced_if_damaged(
     assert server.requests["/train/0.bin"] == 2
     wrong = hashlib.sha256(damaged).hexdigest()
     assert capfd.readouterr().err == (
-        f"{path}: damaged: sha256 {wrong}; deleted, and downloaded again: train/0.bin\n"
+        f"warning: {path}: damaged: sha256 {wrong}; deleted, and downloaded again: train/0.bin\n"
     )
 
     path.write_bytes(SHARDS[0])  # as another process would have done

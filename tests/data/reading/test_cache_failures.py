@@ -66,7 +66,7 @@ def test_a_failure_of_reading_ahead_is_raised_to_the_reader(
     cache.follow(Reader(remote, [[0], [1], [2]]).upcoming)
     until(lambda: server.requests["/train/1.bin"] >= 4)  # it keeps trying
     assert re.search(
-        r"^reading ahead: train/1.bin of http.* sha256 .* 2 attempts\. It is tried again\.$",
+        r"^warning: reading ahead: train/1.bin of http.* sha256 .* 2 attempts\. It is retried\.$",
         capfd.readouterr().err,
         re.MULTILINE,
     )
