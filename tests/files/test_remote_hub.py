@@ -59,7 +59,7 @@ def test_a_file_of_the_hub_comes_whole_in_one_stream(tmp_path: Path) -> None:
 
 
 def test_a_dropped_connection_to_the_hub_spoils_nothing(tmp_path: Path) -> None:
-    # The hub's client goes on by itself from where it was, and does not see that this server
+    # The hub's client resumes by itself where it was, and does not see that this server
     # begins again. The hash does.
     with serving(FILES) as server:
         server.fail(FILE, "drop", times=1)
