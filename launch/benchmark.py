@@ -39,9 +39,7 @@ def main() -> int:
     if args.plain_torch and world_size() > 1:
         raise user_error("--plain-torch", f"with {world_size()} ranks", "Start it with one rank.")
     if args.steps < 1 or args.warmup_steps < 0:
-        raise user_error(
-            "--steps", "must be at least 1, and --warmup-steps at least 0", "Give more."
-        )
+        raise user_error("--steps", "must be at least 1, --warmup-steps at least 0", "Give more.")
     plans = [
         resolve_run(args.recipe, world_size=world_size(), template_file=path, overrides=args.set)
         for path in args.template or [None]

@@ -67,7 +67,7 @@ def test_benchmark_refuses_what_it_cannot_compare() -> None:
             "--plain-torch: has AdamW, and the recipe muon. Leave it out.",
         ),
         ("--steps 0", 2, "--steps: must be at least 1"),
-        ("--warmup-steps -1", 2, "and --warmup-steps at least 0. Give more."),
+        ("--warmup-steps -1", 2, "--warmup-steps at least 0. Give more."),
     ):
         shown = run_command(
             f"python launch/benchmark.py --recipe recipes/quickstart.yaml {command}",
