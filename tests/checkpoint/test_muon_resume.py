@@ -78,7 +78,9 @@ def test_a_stop_changes_nothing_and_another_layout_is_refused(tmp_path: Path) ->
         "template of stage 1 that it was saved with, or begin a new run with --run-dir runs/NAME."
     ]
     (another,) = said["zero2"]
-    assert f"stage 2 with {tmp_path}/other.json and another round_robin_gradients. Go" in another
+    assert (
+        f"stage 2 with {tmp_path}/other.json and another round_robin_gradients. Resume" in another
+    )
     (alone,) = run_ranks(train_all, 1, tmp_path, data, tmp_path, 1)
     assert ", by 2 ranks at ZeRO stage 2; this job has 1 rank at stage 2 with " in alone["zero2"][0]
     with pytest.raises(RunError) as caught:
