@@ -47,6 +47,15 @@ def counted(count: int, noun: str, plural: str = "", form: str = "") -> str:
     return f"{count:{form}} {noun if count == 1 else plural or noun + 's'}"
 
 
+def ranks_named(ranks: list[int]) -> str:
+    """Ranks by their numbers, for a message.
+
+    >>> ranks_named([3]), ranks_named([2, 3])
+    ('rank 3', 'ranks 2, 3')
+    """
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
 def few(values: list[int], limit: int = 24) -> str:
     """All of them for a message, or the first ones and the last."""
     text = ", ".join(map(str, values[:limit]))

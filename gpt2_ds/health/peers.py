@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gpt2_ds.config.errors import warn
+from gpt2_ds.config.numbers import ranks_named
 from gpt2_ds.health.rank_status import Diagnosis, RankProcess, Status, find_end
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.hosts.network_device import address_towards
@@ -183,8 +184,8 @@ def _cut_off(gone: list[RankProcess], statuses: list[Status], seconds: float) ->
     for member in gone:
         hosts.setdefault(member.host, []).append(member.rank)
     said = "; ".join(
-        f"host {host} ({'ranks' if len(here) > 1 else 'rank'} {', '.join(map(str, here))}) does "
-        f"not answer any more, since {statuses[here[0]].where}"
+        f"host {host} ({ranks_named(here)}) does not answer any more, "
+        f"since {statuses[here[0]].where}"
         for host, here in hosts.items()
     )
     return Diagnosis(

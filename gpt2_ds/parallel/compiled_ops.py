@@ -13,8 +13,7 @@ from torch.utils.cpp_extension import _get_build_directory
 
 from gpt2_ds.config.errors import warn
 
-BUILD_SECONDS_LIMIT = 900
-"""No build takes longer: the slowest op took 290 s on two cores."""
+_BUILD_SECONDS_LIMIT = 900  # the slowest op took 290 s on two cores
 
 
 def can_build() -> bool:
@@ -26,9 +25,7 @@ def can_build() -> bool:
 def clear_stale_lock(op: str, *, nodes: int) -> None:
     """Remove the lock of a build that died; torch would wait for it without end or message.
 
-    A build that was killed leaves `lock` in the op's folder. It is stale when no process of this
-    machine holds it open. With several nodes a builder may run on another one that shares the
-    folder, so there only age decides.
+    A build that was killed leaves `lock` in the op's folder.
 
     Args:
         op: DeepSpeed's name of the op, e.g. "cpu_adam".
@@ -39,11 +36,20 @@ def clear_stale_lock(op: str, *, nodes: int) -> None:
         age = time.time() - lock.stat().st_mtime
     except FileNotFoundError:
         return
-    if held_open(lock) or (nodes > 1 and age < BUILD_SECONDS_LIMIT):
+    if in_use(lock, age, nodes=nodes):
         print(f"{lock}: another process is building {op} ({age:.0f} s); waiting.", file=sys.stderr)
         return
     warn(f"{lock}: a build of {op} died {age:.0f} s ago and left its lock. Removing it.")
     lock.unlink(missing_ok=True)
+
+
+def in_use(lock: Path, age_seconds: float, *, nodes: int) -> bool:
+    """Whether a process may still build under this lock.
+
+    A process of this machine holds it open. With several nodes a builder may run on another one
+    that shares the folder, so there a lock also counts as in use until no build takes so long.
+    """
+    return held_open(lock) or (nodes > 1 and age_seconds < _BUILD_SECONDS_LIMIT)
 
 
 def held_open(path: Path) -> bool:

@@ -10,7 +10,9 @@ import platform
 import resource
 import sys
 import threading
+import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
@@ -23,7 +25,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 
-from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, RunError
+from gpt2_ds.config.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RUN_FAILED, RunError, exit_code_of
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.hosts.launcher import hosts_of_ranks, local_world_size, world_size
 from gpt2_ds.parallel.rendezvous import rendezvous
@@ -196,6 +198,15 @@ def _gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     timeout = timedelta(minutes=_joined["timeout_minutes"])
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
     return group
+
+
+def leave_after(work: Callable[[], int]) -> NoReturn:
+    """Do the work of this process, and leave with the exit code that it gives."""
+    try:
+        leave(exit_code_of(work))
+    except Exception:  # a fault of this project: the other ranks must not wait for this one
+        traceback.print_exc()
+        leave(EXIT_RUN_FAILED)
 
 
 def leave(code: int) -> NoReturn:

@@ -15,6 +15,7 @@ from itertools import groupby
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from gpt2_ds.config.errors import Fault, RunError, UserError, on_all_ranks
+from gpt2_ds.config.numbers import ranks_named
 from gpt2_ds.hosts.launcher import hosts_of_ranks, rank, world_size
 from gpt2_ds.hosts.network_device import address_towards, name_gloo_device
 
@@ -192,13 +193,9 @@ def describe_ranks(ranks: list[int], hosts: list[str] | None) -> str:
     'host b (ranks 2, 3) and host c (rank 4)'
     """
     if hosts is None:
-        return _numbers(ranks)
+        return ranks_named(ranks)
     parts = [
-        f"host {host} ({_numbers(list(group))})"
+        f"host {host} ({ranks_named(list(group))})"
         for host, group in groupby(ranks, key=lambda i: hosts[i])
     ]
     return " and ".join(parts)
-
-
-def _numbers(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpt2_ds.config.numbers import counted
+from gpt2_ds.config.numbers import counted, ranks_named
 from gpt2_ds.plan.printing import GIB, size
 from gpt2_ds.plan.states import Memory
 from gpt2_ds.preflight.rank_facts import RankFacts
@@ -27,10 +27,7 @@ def who(facts: Sequence[RankFacts]) -> str:
     hosts: dict[tuple[int, str], list[int]] = {}
     for fact in facts:
         hosts.setdefault((fact.node, fact.host), []).append(fact.rank)
-    return ", ".join(
-        f"{host} ({'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))})"
-        for (_, host), ranks in hosts.items()
-    )
+    return ", ".join(f"{host} ({ranks_named(ranks)})" for (_, host), ranks in hosts.items())
 
 
 def one_per_node(facts: Sequence[RankFacts]) -> list[RankFacts]:

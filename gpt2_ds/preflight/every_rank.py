@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from gpt2_ds.config.errors import EXIT_RUN_FAILED, Fault, UserError, exit_code_of
+from gpt2_ds.config.errors import Fault, UserError
 from gpt2_ds.config.run_plan import RunPlan
 from gpt2_ds.hosts.launcher import rank
 from gpt2_ds.parallel.agreement import by_rank_0, gathered
-from gpt2_ds.parallel.process_group import join, leave
+from gpt2_ds.parallel.process_group import join, leave_after
 from gpt2_ds.preflight.comparisons import cores, shared_memory, who
 from gpt2_ds.preflight.fast import compare
 from gpt2_ds.preflight.inputs import open_inputs
@@ -40,11 +39,7 @@ def check_and_leave(plan: RunPlan) -> NoReturn:
     Args:
         plan: of the run that is to be trained here.
     """
-    try:
-        leave(exit_code_of(lambda: _check(plan)))
-    except Exception:  # a fault of this project: the other ranks must not wait for this one
-        traceback.print_exc()
-        leave(EXIT_RUN_FAILED)
+    leave_after(lambda: _check(plan))
 
 
 def _check(plan: RunPlan) -> int:
@@ -100,7 +95,7 @@ def check_ranks(
             *compare(facts, plan),
             cores(facts),
             shared_memory(facts),
-            *_data(plan, facts, mistakes),
+            *_inputs_of_all(plan.recipe.data.path, facts, mistakes),
             run_folder(plan.run_dir),
             room(plan),
             extension_locks(),
@@ -149,7 +144,9 @@ def _rendezvous(facts: list[RankFacts]) -> Check:
     return ok("rendezvous", f"at {address} port {port}; ranks: {len(facts)}, nodes: {nodes}")
 
 
-def _data(plan: RunPlan, facts: list[RankFacts], mistakes: tuple[Fault, ...]) -> list[Check]:
+def _inputs_of_all(
+    path: str | None, facts: list[RankFacts], mistakes: tuple[Fault, ...]
+) -> list[Check]:
     """What the ranks found in the run's inputs: each mistake with the ranks that found it."""
     found: dict[Fault, list[RankFacts]] = {}
     for fact, faults in zip(facts, gathered(mistakes), strict=True):
@@ -162,5 +159,5 @@ def _data(plan: RunPlan, facts: list[RankFacts], mistakes: tuple[Fault, ...]) ->
         ]
     if not any(fact.data for fact in facts):
         fix = "Nothing to do: launch/train.py makes it."
-        return [warning("inputs", f"{plan.recipe.data.path} is not there yet", fix)]
+        return [warning("inputs", f"{path} is not there yet", fix)]
     return [ok("inputs", "dataset, tokenizer and checkpoints fit the recipe")]

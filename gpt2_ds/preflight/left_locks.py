@@ -10,8 +10,8 @@ from pathlib import Path
 from torch.utils.cpp_extension import get_default_build_root
 
 from gpt2_ds.hosts.launcher import nodes
-from gpt2_ds.parallel import compiled_ops
 from gpt2_ds.parallel.agreement import gathered
+from gpt2_ds.parallel.compiled_ops import in_use
 from gpt2_ds.preflight.verdicts import Check, failed, ok
 
 
@@ -34,8 +34,6 @@ def _stale_here() -> list[tuple[str, str]]:
             age_seconds = time.time() - lock.stat().st_mtime
         except OSError:  # the build ended just now
             continue
-        # A builder on another machine may share the folder: there only age tells.
-        old = age_seconds > compiled_ops.BUILD_SECONDS_LIMIT or nodes() == 1
-        if old and not compiled_ops.held_open(lock):
+        if not in_use(lock, age_seconds, nodes=nodes()):
             stale.append((str(lock), platform.node()))
     return stale

@@ -8,7 +8,6 @@ minutes to build. fp16 is not tried, nor bf16 where the device has none.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from gpt2_ds.config.deepspeed import without_monitors
 from gpt2_ds.config.derive import derive, model_fields
-from gpt2_ds.config.errors import EXIT_RUN_FAILED, RunError, exit_code_of
+from gpt2_ds.config.errors import RunError
 from gpt2_ds.config.recipe import Dtype
 from gpt2_ds.config.recipe_file import load_recipe
 from gpt2_ds.config.run_plan import RunPlan, default_run_dir
@@ -39,7 +38,7 @@ from gpt2_ds.parallel.engine import (
     reduced_gradient_norm,
     set_learning_rate,
 )
-from gpt2_ds.parallel.process_group import join, leave, local_device, supports
+from gpt2_ds.parallel.process_group import join, leave_after, local_device, supports
 from gpt2_ds.preflight.verdicts import Check, exit_code, failed, ok, table
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -127,11 +126,7 @@ CASES = tuple(
 
 def check_and_leave() -> NoReturn:
     """Join the other ranks, try every case, print the table, end this process with the code."""
-    try:
-        leave(exit_code_of(_check))
-    except Exception:  # a fault of this project: the other ranks must not wait for this one
-        traceback.print_exc()
-        leave(EXIT_RUN_FAILED)
+    leave_after(_check)
 
 
 def _check() -> int:
