@@ -34,11 +34,13 @@ class TrainedTensor(NamedTuple):
         shape: torch's: of a matrix (out, in).
         kept: numbers a token that forward keeps for backward: what goes into its operation, and
             what comes out where something without parameters reads it (attention, GELU).
+        statistics: fp32 numbers a token that it keeps besides: a LayerNorm's mean and deviation.
     """
 
     name: str
     shape: tuple[int, ...]
     kept: int = 0
+    statistics: int = 0
 
     @property
     def numel(self) -> int:
@@ -83,13 +85,13 @@ class ModelShape:
         """The tensors of one block."""
         width, inner = self.n_embd, self.inner_size
         return (
-            TrainedTensor("ln_1.weight", (width,), kept=width),
+            TrainedTensor("ln_1.weight", (width,), kept=width, statistics=2),
             TrainedTensor("ln_1.bias", (width,)),
             TrainedTensor("attn.c_attn.weight", (3 * width, width), kept=width + 3 * width),
             TrainedTensor("attn.c_attn.bias", (3 * width,)),
             TrainedTensor("attn.c_proj.weight", (width, width), kept=width),
             TrainedTensor("attn.c_proj.bias", (width,)),
-            TrainedTensor("ln_2.weight", (width,), kept=width),
+            TrainedTensor("ln_2.weight", (width,), kept=width, statistics=2),
             TrainedTensor("ln_2.bias", (width,)),
             TrainedTensor("mlp.c_fc.weight", (inner, width), kept=width + inner),
             TrainedTensor("mlp.c_fc.bias", (inner,)),

@@ -35,7 +35,8 @@ def _block_bytes(plan: RunPlan, micro_batch_size: int) -> int:
     """What the forward pass of one block keeps."""
     model, length = plan.recipe.model, plan.recipe.data.seq_length
     rows = micro_batch_size * length
-    statistics = 2 * 2 * rows * FP32_BYTES + rows * model.n_head * FP32_BYTES  # LayerNorms; softmax
+    a_token = model.n_head + sum(tensor.statistics for tensor in plan.shape.block)  # softmax's, too
+    statistics = rows * a_token * FP32_BYTES
     dropped = 2 * rows * model.n_embd if model.resid_pdrop else 0
     # A mask is no longer causal attention's: it becomes T x T numbers, and they are kept.
     mask = rows * length * number_bytes(plan) if plan.recipe.data.document_mask else 0
