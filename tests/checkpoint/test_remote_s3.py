@@ -13,39 +13,23 @@ from gpt2_ds.config.errors import RunError, UserError
 from tests.checkpoint.saved_files import FILES, contents, save
 from tests.checkpoint.test_restore import fetched
 from tests.files.fault_server import serving
+from tests.files.s3_server import lead_to, s3_server
 from tests.ranks import run_ranks
 from tests.small_run import metrics_of, small_dataset
 
 pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=address,
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="bucket")
-    yield address
-    server.stop()
+    with s3_server() as (address, _):
+        yield address
 
 
 @pytest.fixture(autouse=True)
 def environment(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    lead_to(endpoint, monkeypatch)
 
 
 def remote_of(address: str) -> RemoteCheckpoints:

@@ -11,9 +11,10 @@ import pytest
 from gpt2_ds.config.errors import RunError, UserError
 from gpt2_ds.files.remote_files import RemoteFolder
 from tests.files.fault_server import serving, shard
+from tests.files.s3_server import lead_to, s3_server
 
 pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
 CONTENT = shard(3, 9 * 2**20 + 5)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -21,31 +22,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=address,
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="bucket")
-    client.put_object(Bucket="bucket", Key="owt/train/0.bin", Body=CONTENT)
-    client.put_object(Bucket="bucket", Key="owt/manifest.json", Body=b"{}")
-    yield address
-    server.stop()
+    with s3_server() as (address, client):
+        client.put_object(Bucket="bucket", Key="owt/train/0.bin", Body=CONTENT)
+        client.put_object(Bucket="bucket", Key="owt/manifest.json", Body=b"{}")
+        yield address
 
 
 @pytest.fixture(autouse=True)
 def environment(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    lead_to(endpoint, monkeypatch)
 
 
 def folder_of(address: str = "s3://bucket/owt") -> RemoteFolder:
